@@ -36,14 +36,15 @@ def caps_below_this_cpu() -> list[str]:
 
 @dataclass(frozen=True)
 class Peak:
-    """A measured ceiling: `rate` in `unit` per second, and how it was measured."""
+    """A measured ceiling: `rate` in `unit` per second, and how it was measured; `isa` is None where
+    it does not depend on the kernels' instruction set."""
 
     name: str
     rate: float
     unit: str
     how: str
     threads: int
-    isa: str
+    isa: str | None = None
     cap: str | None = None
 
 
@@ -53,6 +54,7 @@ class Probe:
 
     unit: str
     rate: Callable[[int], tuple[float, str]]
+    per_isa: bool = False
 
 
 def _best_seconds(call: Callable[[], object], budget_s: float = 0.3) -> float:
@@ -71,14 +73,14 @@ def _on_threads(call: Callable[[], float], threads: int) -> float:
         return sum(future.result() for future in [pool.submit(call) for _ in range(threads)])
 
 
-def core_rate(name: str) -> Callable[[int], tuple[float, str]]:
-    """A ceiling from registers, of the kind that nnkernels._host.peak_rates measures."""
+def register_probe(name: str) -> Probe:
+    """A ceiling of work in registers, of the kind that nnkernels._host.peak_rates measures."""
 
     def rate(threads: int) -> tuple[float, str]:
         found = _on_threads(lambda: _host.peak_rates()[name], threads)
         return found, f"best loop in registers, {active_isa()}"
 
-    return rate
+    return Probe("MAC", rate, per_isa=True)
 
 
 def copy_rate(threads: int) -> tuple[float, str]:
@@ -102,7 +104,7 @@ def device_copy_rate(threads: int) -> tuple[float, str]:
 
 
 PROBES = {
-    "fma": Probe("MAC", core_rate("fma")),
+    "fma": register_probe("fma"),
     "copy": Probe("B", copy_rate),
     "device copy": Probe("B", device_copy_rate),
 }
@@ -114,13 +116,13 @@ class Peaks:
     def __init__(self, probes: dict[str, Probe], cap: str | None):
         self._probes = probes
         self._cap = cap
-        self._measured: dict[tuple[str, int, str], Peak] = {}
+        self._measured: dict[tuple[str, int, str | None], Peak] = {}
 
     def get(self, name: str, threads: int) -> Peak:
-        isa = active_isa()
+        probe = self._probes[name]
+        isa = active_isa() if probe.per_isa else None
         key = (name, threads, isa)
         if key not in self._measured:
-            probe = self._probes[name]
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:

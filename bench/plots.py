@@ -107,17 +107,19 @@ def roofline(rows: list[Row], peaks: list[dict], name: str) -> str | None:
 def _ceilings(rows: list[Row], peaks: list[dict]) -> list[tuple[str, float, float]]:
     """Label, compute rate and bandwidth of every pair that some row was counted against."""
 
-    def key(peak: str, row: Row) -> tuple:
-        return (peak, row.threads, row.isa, row.cap)
-
     rates = {(p["name"], p["threads"], p["isa"], p["cap"]): p["rate"] for p in peaks}
+
+    def rate(name: str, row: Row) -> float | None:
+        own = rates.get((name, row.threads, row.isa, row.cap))
+        return own or rates.get((name, row.threads, None, row.cap))
+
     found = {}
     for row in rows:
-        compute, memory = key(row.work.rate, row), key(row.work.copy, row)
-        if compute in rates and memory in rates:
+        compute, memory = rate(row.work.rate, row), rate(row.work.copy, row)
+        if compute and memory:
             cap = f" [{row.cap}]" if row.cap else ""
             label = f"{row.work.rate}{cap}, {row.threads} thread{'s' if row.threads > 1 else ''}"
-            found[label] = (rates[compute], rates[memory])
+            found[label] = (compute, memory)
     return [(label, *pair) for label, pair in found.items()]
 
 
