@@ -1,0 +1,149 @@
+// Block product: a RowBlock times packed columns, tile by tile, into float32; and the last step
+// that adds the bias and rounds.
+#pragma once
+
+#include "lmul/cpu/tile.h"
+
+namespace nnkernels::lmul {
+namespace {
+
+constexpr int64_t kTileColumns = Vec::tile_groups * kGroup;
+
+// Runs the chosen kernel on one tile of rows and columns.
+void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t panel,
+              const uint32_t* columns, int64_t groups, int soft_columns, float* sums) {
+  TermArgs args{};
+  args.columns = columns;
+  args.off = word_offset(plan.offset);
+  args.soft = soft_word(soft_columns) - args.off;
+  const int64_t begin = panel * Vec::tile_rows;
+  const int64_t left = block.rows - begin;
+  const int64_t rows = left < Vec::tile_rows ? left : Vec::tile_rows;
+  const int64_t kc = block.kc;
+  const auto form = [&](Form which) { return panel_form(plan, block, panel, which); };
+  switch (choice.kernel) {
+    case Kernel::word:
+      args.rows[0] = form(choice.soft_rows ? kSoft : kWords);
+      if (choice.soft_columns) return tiles<SoftColumnsTerm>(args, rows, groups, kc, sums);
+      return tiles<WordTerm>(args, rows, groups, kc, sums);
+    case Kernel::zeros:
+      args.rows[0] = form(kSoft);
+      args.rows[1] = form(kNonzero);
+      return tiles<ZerosTerm>(args, rows, groups, kc, sums);
+    case Kernel::guarded:
+      args.rows[0] = form(kMagnitude);
+      args.rows[1] = form(kSign);
+      return tiles<GuardedTerm>(args, rows, groups, kc, sums);
+    case Kernel::formula:
+      args.rows[0] = form(kPower);
+      args.rows[1] = form(kCentred);
+      return tiles<FormulaTerm>(args, rows, groups, kc, sums);
+    case Kernel::formula_guarded:
+      args.rows[0] = form(kPower);
+      args.rows[1] = form(kCentred);
+      args.rows[2] = form(kMagnitude);
+      return tiles<FormulaGuardedTerm>(args, rows, groups, kc, sums);
+    case Kernel::exact:
+      args.rows[0] = form(kWords);
+      return tiles<ExactTerm>(args, rows, groups, kc, sums);
+    case Kernel::oracle:
+      args.rows[0] = form(kWords);
+      return oracle_tiles(plan, args, rows, groups, kc, sums);
+  }
+}
+
+// c = (first ? 0 : c) + sums, where sums below `flush` are zero.
+void add_tile(const float* sums, int64_t rows, int64_t columns, float flush, float* c,
+              int64_t c_stride, bool first) {
+  const Int limit = Vec::as_int(Vec::set(flush));
+  for (int64_t row = 0; row < rows; ++row, sums += kTileColumns, c += c_stride) {
+    for (int64_t column = 0; column < columns; column += Vec::lanes) {
+      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(sums + column));
+      if (flush > 0.0f) {
+        const Int magnitude = Vec::bit_and(sum, Vec::set(kMagnitudeMask));
+        sum = Vec::select(Vec::greater(limit, magnitude), Vec::set(0u), sum);
+      }
+      uint32_t* into = reinterpret_cast<uint32_t*>(c + column);
+      if (column + Vec::lanes <= columns) {
+        if (!first) sum = Vec::as_int(Vec::add(Vec::as_float(Vec::load(into)), Vec::as_float(sum)));
+        Vec::store(into, sum);
+      } else {
+        float rest[Vec::lanes];
+        Vec::store(reinterpret_cast<uint32_t*>(rest), sum);
+        for (int64_t i = column; i < columns; ++i) {
+          c[i] = first ? rest[i - column] : c[i] + rest[i - column];
+        }
+      }
+    }
+  }
+}
+
+void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* c, int64_t c_stride,
+              bool first) {
+  const int64_t panels = (block.rows + Vec::tile_rows - 1) / Vec::tile_rows;
+  Range all_rows, all_columns;
+  for (int64_t panel = 0; panel < panels; ++panel) all_rows.add(block.ranges[panel]);
+  for (int64_t group = 0; group < columns.groups(); ++group) all_columns.add(columns.ranges[group]);
+  const int soft_rows = soft_exponent(all_columns.low);
+  const int soft_columns = soft_exponent(all_rows.low);
+  if (soft_rows != block.soft_exponent) {
+    block.soft_exponent = soft_rows;
+    for (int64_t panel = 0; panel < panels; ++panel) block.made[panel] &= ~(1u << kSoft);
+  }
+
+  alignas(64) float sums[Vec::tile_rows * kTileColumns];
+  for (int64_t column = 0; column < columns.count; column += kTileColumns) {
+    const int64_t left = columns.count - column;
+    const Columns panel_columns = columns.slice(column, left < kTileColumns ? left : kTileColumns);
+    Range column_range;
+    for (int64_t group = 0; group < panel_columns.groups(); ++group) {
+      column_range.add(panel_columns.ranges[group]);
+    }
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const Choice choice =
+          choose(plan, block.ranges[panel], column_range, soft_rows, soft_columns);
+      run_tile(plan, choice, block, panel, panel_columns.words, panel_columns.groups(),
+               soft_columns, sums);
+      const int64_t row = panel * Vec::tile_rows;
+      const int64_t rows = block.rows - row < Vec::tile_rows ? block.rows - row : Vec::tile_rows;
+      add_tile(sums, rows, panel_columns.count, choice.flush, c + row * c_stride + column, c_stride,
+               first);
+    }
+  }
+}
+
+template <DType dtype>
+void store_as(const float* c, int64_t c_stride, int64_t rows, int64_t columns, const float* bias,
+              void* out, int64_t out_stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* from = c + row * c_stride;
+    int64_t column = 0;
+    for (; column + Vec::lanes <= columns; column += Vec::lanes) {
+      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(from + column));
+      if (bias != nullptr) {
+        const Int b = Vec::load(reinterpret_cast<const uint32_t*>(bias + column));
+        sum = Vec::as_int(Vec::add(Vec::as_float(sum), Vec::as_float(b)));
+      }
+      Vec::store_as<dtype>(out, row * out_stride + column, sum);
+    }
+    for (; column < columns; ++column) {
+      const float sum = bias != nullptr ? from[column] + bias[column] : from[column];
+      store_word(dtype, out, row * out_stride + column, word_of(sum));
+    }
+  }
+}
+
+void store(const float* c, int64_t c_stride, int64_t rows, int64_t columns, const float* bias,
+           const Output& out, int64_t out_stride) {
+  switch (out.dtype) {
+    case DType::bfloat16:
+      return store_as<DType::bfloat16>(c, c_stride, rows, columns, bias, out.data, out_stride);
+    case DType::float16:
+      return store_as<DType::float16>(c, c_stride, rows, columns, bias, out.data, out_stride);
+    default:
+      return store_as<DType::float32>(c, c_stride, rows, columns, bias, out.data, out_stride);
+  }
+}
+
+}  // namespace
+}  // namespace nnkernels::lmul

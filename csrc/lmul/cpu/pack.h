@@ -1,0 +1,218 @@
+// Packing: any dtype and strides to fp32 words, reduced to m bits, with the ranges of what was
+// read.
+#pragma once
+
+#include "lmul/cpu/engine.h"
+
+namespace nnkernels::lmul {
+namespace {
+
+// Gathers a Range from vectors of reduced words.
+struct RangeOf {
+  using Int = Vec::Int;
+  Int least = Vec::set(0xFFFFFFFFu);  // of magnitudes, zeros included
+  Int low = Vec::set(0xFFFFFFFFu);    // of magnitudes - 1: zeros wrap to the top
+  Int high = Vec::set(0u);
+
+  NNK_VEC void add(Int x) {
+    const Int magnitude = Vec::bit_and(x, Vec::set(kMagnitudeMask));
+    least = Vec::min(least, magnitude);
+    low = Vec::min(low, Vec::sub(magnitude, Vec::set(1u)));
+    high = Vec::max(high, magnitude);
+  }
+
+  Range result() const {
+    uint32_t leasts[Vec::lanes], lows[Vec::lanes], highs[Vec::lanes];
+    Vec::store(leasts, least);
+    Vec::store(lows, low);
+    Vec::store(highs, high);
+    Range range;
+    for (int i = 0; i < Vec::lanes; ++i) {
+      if (highs[i] == 0 && leasts[i] != 0) continue;
+      range.zero |= leasts[i] == 0;
+      range.nonfinite |= highs[i] >= kInfinity;
+      if (highs[i] == 0) continue;
+      const auto low_exponent = static_cast<int16_t>((lows[i] + 1) >> 23);
+      const auto high_exponent = static_cast<int16_t>(highs[i] >> 23);
+      if (low_exponent < range.low) range.low = low_exponent;
+      if (high_exponent > range.high) range.high = high_exponent;
+    }
+    return range;
+  }
+};
+
+constexpr int mantissa_bits_of(DType dtype) {
+  switch (dtype) {
+    case DType::bfloat16: return 7;
+    case DType::float16: return 10;
+    case DType::float8_e4m3fn: return 3;
+    case DType::float8_e5m2: return 2;
+    default: return 23;
+  }
+}
+
+// What packing does to the words of a dtype: keep m bits, flush subnormals, take the power of two.
+template <DType dtype>
+class Reduce {
+ public:
+  using Int = Vec::Int;
+
+  NNK_VEC Reduce(const Plan& plan, int mantissa_bits, bool power)
+      : dropped_(mantissa_bits < mantissa_bits_of(dtype) ? 23 - mantissa_bits : 0),
+        nearest_(plan.round == Round::rne),
+        power_(power),
+        flush_(plan.term != Term::exact || power) {}
+
+  NNK_VEC Int operator()(Int x) const {
+    const Int magnitude = Vec::bit_and(x, Vec::set(kMagnitudeMask));
+    if (dropped_ > 0) {
+      const Int mask = Vec::set((1u << dropped_) - 1u);
+      Int r = x;
+      if (nearest_) {
+        const Int odd = Vec::bit_and(Vec::shift_right(x, dropped_), Vec::set(1u));
+        r = Vec::add(x, Vec::add(odd, Vec::set(((1u << dropped_) - 1u) >> 1)));
+      }
+      r = Vec::sub(r, Vec::bit_and(r, mask));
+      x = Vec::select(Vec::greater(magnitude, Vec::set(kInfinity)), x, r);
+    }
+    if (power_) {
+      const Int power = Vec::bit_and(x, Vec::set(kPowerMask));
+      x = Vec::select(Vec::greater(magnitude, Vec::set(kInfinity)), x, power);
+    }
+    if (flush_) {
+      const Int reduced = Vec::bit_and(x, Vec::set(kMagnitudeMask));
+      x = Vec::where(Vec::greater(reduced, Vec::set(kSmallest - 1u)), x);
+    }
+    return x;
+  }
+
+ private:
+  int dropped_;
+  bool nearest_, power_, flush_;
+};
+
+// `lanes` elements base[(first + i) * stride], the last one of `count` repeated beyond it.
+template <DType dtype>
+NNK_VEC Vec::Int load_line(const void* base, int64_t first, int64_t stride, int64_t count) {
+  if (stride == 1 && first + Vec::lanes <= count) return Vec::load_as<dtype>(base, first);
+  uint32_t words[Vec::lanes];
+  for (int64_t i = 0; i < Vec::lanes; ++i) {
+    const int64_t index = first + i < count ? first + i : count - 1;
+    words[i] = load_word(dtype, base, index * stride);
+  }
+  return Vec::load(words);
+}
+
+NNK_VEC const void* element(const Matrix& matrix, int64_t row, int64_t column) {
+  return static_cast<const char*>(matrix.data) +
+         (row * matrix.row_stride + column * matrix.column_stride) * element_size(matrix.dtype);
+}
+
+template <DType dtype>
+void pack_columns_as(const Plan& plan, const Matrix& b, int64_t kc, int64_t n, uint32_t* words,
+                     Range* ranges) {
+  constexpr int L = Vec::lanes;
+  const Reduce<dtype> reduce(plan, plan.b_bits, plan.b_power);
+  const auto off = Vec::set(plan.term == Term::bits ? word_offset(plan.offset) : 0u);
+  for (int64_t first = 0; first < n; first += kGroup, words += kc * kGroup, ++ranges) {
+    // A last group of fewer columns repeats its last one, which leaves the range true.
+    const int64_t count = n - first < kGroup ? n - first : kGroup;
+    RangeOf range;
+    if (b.row_stride == 1 && b.column_stride != 1) {
+      // Columns lie along k: read a square of them and transpose it.
+      for (int64_t k = 0; k < kc; k += L) {
+        const int64_t lines = kc - k < L ? kc - k : L;
+        for (int64_t j = 0; j < kGroup; j += L) {
+          Vec::Int square[L];
+          for (int i = 0; i < L; ++i) {
+            const int64_t column = j + i < count ? j + i : count - 1;
+            const auto x = reduce(load_line<dtype>(element(b, 0, first + column), k, 1, kc));
+            range.add(x);
+            square[i] = Vec::sub(x, off);
+          }
+          Vec::transpose(square);
+          for (int64_t i = 0; i < lines; ++i) Vec::store(words + (k + i) * kGroup + j, square[i]);
+        }
+      }
+    } else {
+      for (int64_t k = 0; k < kc; ++k) {
+        const void* line = element(b, k, first);
+        for (int64_t j = 0; j < kGroup; j += L) {
+          const auto x = reduce(load_line<dtype>(line, j, b.column_stride, count));
+          range.add(x);
+          Vec::store(words + k * kGroup + j, Vec::sub(x, off));
+        }
+      }
+    }
+    *ranges = range.result();
+  }
+}
+
+template <DType dtype>
+void pack_rows_as(const Plan& plan, const Matrix& a, int64_t rows, int64_t kc, RowBlock& block) {
+  constexpr int L = Vec::lanes;
+  const Reduce<dtype> reduce(plan, plan.a_bits, plan.a_power);
+  uint32_t* words = block.form(kWords);
+  RangeOf ranges[kMaxRows / Vec::tile_rows];
+  if (a.row_stride == 1 && a.column_stride != 1) {
+    // Rows lie across memory lines: read a square of them and transpose it.
+    for (int64_t first = 0; first < rows; first += L) {
+      const int64_t count = rows - first < L ? rows - first : L;
+      for (int64_t k = 0; k < kc; k += L) {
+        Vec::Int square[L];
+        for (int i = 0; i < L; ++i) {
+          const int64_t column = k + i < kc ? k + i : kc - 1;
+          square[i] = reduce(load_line<dtype>(element(a, first, column), 0, 1, count));
+        }
+        Vec::transpose(square);
+        for (int64_t i = 0; i < count; ++i) {
+          ranges[(first + i) / Vec::tile_rows].add(square[i]);
+          Vec::store(words + (first + i) * kRowStride + k, square[i]);
+        }
+      }
+    }
+  } else {
+    for (int64_t row = 0; row < rows; ++row) {
+      const void* line = element(a, row, 0);
+      RangeOf range = ranges[row / Vec::tile_rows];
+      for (int64_t k = 0; k < kc; k += L) {
+        const auto x = reduce(load_line<dtype>(line, k, a.column_stride, kc));
+        range.add(x);
+        Vec::store(words + row * kRowStride + k, x);
+      }
+      ranges[row / Vec::tile_rows] = range;
+    }
+  }
+  for (int64_t panel = 0; panel * Vec::tile_rows < rows; ++panel) {
+    block.ranges[panel] = ranges[panel].result();
+    block.made[panel] = 1u << kWords;
+  }
+}
+
+void pack_columns(const Plan& plan, const Matrix& b, int64_t kc, int64_t n, uint32_t* words,
+                  Range* ranges) {
+  switch (b.dtype) {
+    case DType::float32: return pack_columns_as<DType::float32>(plan, b, kc, n, words, ranges);
+    case DType::bfloat16: return pack_columns_as<DType::bfloat16>(plan, b, kc, n, words, ranges);
+    case DType::float16: return pack_columns_as<DType::float16>(plan, b, kc, n, words, ranges);
+    case DType::float8_e4m3fn:
+      return pack_columns_as<DType::float8_e4m3fn>(plan, b, kc, n, words, ranges);
+    case DType::float8_e5m2:
+      return pack_columns_as<DType::float8_e5m2>(plan, b, kc, n, words, ranges);
+  }
+}
+
+void pack_rows(const Plan& plan, const Matrix& a, int64_t rows, int64_t kc, RowBlock& block) {
+  block.rows = rows;
+  block.kc = kc;
+  switch (a.dtype) {
+    case DType::float32: return pack_rows_as<DType::float32>(plan, a, rows, kc, block);
+    case DType::bfloat16: return pack_rows_as<DType::bfloat16>(plan, a, rows, kc, block);
+    case DType::float16: return pack_rows_as<DType::float16>(plan, a, rows, kc, block);
+    case DType::float8_e4m3fn: return pack_rows_as<DType::float8_e4m3fn>(plan, a, rows, kc, block);
+    case DType::float8_e5m2: return pack_rows_as<DType::float8_e5m2>(plan, a, rows, kc, block);
+  }
+}
+
+}  // namespace
+}  // namespace nnkernels::lmul
