@@ -259,16 +259,6 @@ std::tuple<Tensor, Tensor, Tensor> lmul_attention_bwd(
 constexpr char kMul[] = "lmul_mul", kMatmul[] = "lmul_matmul", kLinear[] = "lmul_linear",
                kBmm[] = "lmul_bmm", kAttention[] = "lmul_attention";
 
-// Operator X computes what X_fwd computes. Its argument number `position`, `grad`, is there for the
-// autograd and only checked here.
-template <const char* op, size_t position, auto forward>
-void with_grad(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
-  const auto grad = torch::stable::detail::to<OptionalText>(stack[position]);
-  if (grad) choose(op, "grad", *grad, kGrads);
-  std::copy(stack + position + 1, stack + inputs, stack + position);
-  forward(stack, inputs - 1, outputs);
-}
-
 }  // namespace
 }  // namespace nnkernels::lmul
 

@@ -273,4 +273,16 @@ inline AttentionArgs attention_args(const char* op, const Tensor& q, const Tenso
   return args;
 }
 
+// ---- registration ----
+
+// Operator X computes what X_fwd computes. Its argument number `position`, `grad`, is there for the
+// autograd and only checked here.
+template <const char* op, size_t position, auto forward>
+void with_grad(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  const auto grad = torch::stable::detail::to<OptionalText>(stack[position]);
+  if (grad) choose(op, "grad", *grad, kGrads);
+  std::copy(stack + position + 1, stack + inputs, stack + position);
+  forward(stack, inputs - 1, outputs);
+}
+
 HIDDEN_NAMESPACE_END(nnkernels, lmul)
