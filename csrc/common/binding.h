@@ -84,8 +84,8 @@ inline std::string shape(const Tensor& tensor) {
   return text.str();
 }
 
-// ---- dtypes
-// --------------------------------------------------------------------------------------
+// ---- dtypes ----
+
 inline std::optional<DType> to_dtype(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return DType::float32;
@@ -117,8 +117,8 @@ inline DType input_dtype(const char* op, const char* name, const Tensor& tensor)
   return *dtype;
 }
 
-// ---- choices
-// -------------------------------------------------------------------------------------
+// ---- choices ----
+
 template <class Enum>
 struct Choice {
   const char* name;
@@ -137,8 +137,8 @@ Enum choose(const char* op, const char* argument, const Text& text,
   fail(op, ": ", argument, " must be one of ", names, ", got '", text.value, "'");
 }
 
-// ---- outputs
-// -------------------------------------------------------------------------------------
+// ---- outputs ----
+
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
   auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
@@ -172,10 +172,10 @@ class Result {
   Tensor tensor_;
 };
 
-// ---- threads
-// ------------------------------------------------------------------------------------- torch's
-// thread pool. An exception is carried to the caller by hand: torch_parallel_for would replace its
-// text.
+// ---- threads ----
+
+// torch's thread pool. An exception is carried to the caller by hand: torch_parallel_for would
+// replace its text.
 inline Parallel torch_threads() {
   Parallel parallel;
   parallel.threads = static_cast<int>(torch::stable::get_num_threads());

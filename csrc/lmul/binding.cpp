@@ -23,8 +23,8 @@ Algo parse_algo(const char* op, const Text& text, const Options& options) {
   return algo;
 }
 
-// ---- mul
-// -----------------------------------------------------------------------------------------
+// ---- mul ----
+
 Tensor lmul_mul(const Tensor& x, const Tensor& y, OptionalInt mantissa_bits, const Text& mode,
                 const Text& round, OptionalFloat offset, OptionalType out_dtype) {
   const char* op = "lmul_mul";
@@ -49,8 +49,8 @@ std::tuple<Tensor, Tensor> lmul_mul_bwd(const Tensor& g, const Tensor& x, const 
   return {grad_x.finish(), grad_y.finish()};
 }
 
-// ---- matmul and bmm
-// ------------------------------------------------------------------------------
+// ---- matmul and bmm ----
+
 Tensor run_matmul(const char* op, int rank, const Tensor& a, const Tensor& b, const RawOptions& raw,
                   const Text& algo, OptionalType out_dtype) {
   MatmulArgs args = matmul_args(op, rank, a, b, raw);
@@ -112,9 +112,9 @@ std::tuple<Tensor, Tensor> lmul_matmul_bwd(const Tensor& g, const Tensor& a, con
                         {mantissa_bits, mode, round, offset}, grad, need_a, need_b);
 }
 
-// ---- linear and pack
-// ----------------------------------------------------------------------------- A prepared weight
-// that matches the call, or an error that shows both.
+// ---- linear and pack ----
+
+// A prepared weight that matches the call, or an error that shows both.
 const uint8_t* packed_weight(const char* op, const Tensor& packed, const Tensor& w,
                              const MatmulArgs& args) {
   check_device(op, "w_packed", packed, w);
@@ -209,8 +209,8 @@ Tensor lmul_pack(const Tensor& w, OptionalInt mantissa_bits, const Text& mode, c
   return packed;
 }
 
-// ---- attention
-// -----------------------------------------------------------------------------------
+// ---- attention ----
+
 Tensor lmul_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                       const OptionalTensor& attn_mask, bool is_causal, OptionalFloat scale,
                       const Text& normalize, OptionalInt mantissa_bits, const Text& mode,
@@ -254,8 +254,8 @@ std::tuple<Tensor, Tensor, Tensor> lmul_attention_bwd(
   return {grad_q.finish(), grad_k.finish(), grad_v.finish()};
 }
 
-// ---- registration
-// --------------------------------------------------------------------------------
+// ---- registration ----
+
 constexpr char kMul[] = "lmul_mul", kMatmul[] = "lmul_matmul", kLinear[] = "lmul_linear",
                kBmm[] = "lmul_bmm", kAttention[] = "lmul_attention";
 

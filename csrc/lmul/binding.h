@@ -22,8 +22,8 @@ inline constexpr Choice<Grad> kGrads[] = {
 inline constexpr Choice<Normalize> kNormalizes[] = {{"before", Normalize::before},
                                                     {"after", Normalize::after}};
 
-// ---- options
-// -------------------------------------------------------------------------------------
+// ---- options ----
+
 struct RawOptions {
   OptionalInt mantissa_bits;
   const Text& mode;
@@ -79,8 +79,8 @@ inline ScalarType result_type(OptionalType out_dtype, std::initializer_list<Scal
   return same && !is_float8(first) ? first : ScalarType::Float;
 }
 
-// ---- operands
-// ------------------------------------------------------------------------------------
+// ---- operands ----
+
 inline Matrix matrix(const Tensor& tensor, DType dtype) {  // [rows, columns] or a batch of them
   const int64_t d = tensor.dim();
   return {tensor.const_data_ptr(), dtype, d == 3 ? tensor.stride(0) : 0, tensor.stride(d - 2),
@@ -115,8 +115,8 @@ class Gradient {
   Result result_;
 };
 
-// ---- arguments of mul
-// ----------------------------------------------------------------------------
+// ---- arguments of mul ----
+
 inline MulArgs mul_args(const char* op, const Tensor& x, const Tensor& y, const RawOptions& raw) {
   check_device(op, "y", y, x);
   MulArgs args;
@@ -172,9 +172,9 @@ inline MulGradArgs mul_grad_args(const char* op, const Tensor& upstream, const T
   return args;
 }
 
-// ---- arguments of matmul, bmm and linear
-// --------------------------------------------------------- a [M, K] and b [K, N], or a [B, M, K]
-// and b [B, K, N].
+// ---- arguments of matmul, bmm and linear ----
+
+// a [M, K] and b [K, N], or a [B, M, K] and b [B, K, N].
 inline MatmulArgs matmul_args(const char* op, int rank, const Tensor& a, const Tensor& b,
                               const RawOptions& raw) {
   check_device(op, "b", b, a);
@@ -216,8 +216,8 @@ inline MatmulArgs linear_args(const char* op, const Tensor& rows, const Tensor& 
   return args;
 }
 
-// ---- arguments of attention
-// ----------------------------------------------------------------------
+// ---- arguments of attention ----
+
 inline AttentionArgs attention_args(const char* op, const Tensor& q, const Tensor& k,
                                     const Tensor& v, const OptionalTensor& mask, bool is_causal,
                                     OptionalFloat scale, const Text& normalize,
