@@ -1,0 +1,5 @@
+"""The modules of every core."""
+
+from nnkernels.lmul.module import LMulAttention, LMulLinear
+
+__all__ = ["LMulAttention", "LMulLinear"]
