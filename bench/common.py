@@ -101,6 +101,7 @@ class Run:
         work: Work | None = None,
         series: str | None = None,
         x: float | None = None,
+        headline: bool = False,
         note: str = "",
         clock: Clock = wall_clock,
         slice_s: float = 2e-3,
@@ -110,7 +111,7 @@ class Run:
         `check` raises WrongResult; the row then stands in the table without a time.
         """
         row = Row(id, name, shape, dtype, threads or self.threads, requirement=requirement)
-        row.series, row.x, row.note = series, x, note
+        row.series, row.x, row.headline, row.note = series, x, headline, note
         try:
             check()
         except WrongResult as wrong:

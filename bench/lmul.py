@@ -45,7 +45,14 @@ bench = Bench("lmul", __doc__, probes={"add pair": register_probe("add_pair")})
 def dense(run: Run) -> None:
     a, b = pair(1024)
     compare_matmul(
-        run, "C1", "matmul, m=7", a, b, {"torch fp32": lambda: a @ b}, requirement="<= 1.35x"
+        run,
+        "C1",
+        "matmul, m=7",
+        a,
+        b,
+        {"torch fp32": lambda: a @ b},
+        requirement="<= 1.35x",
+        headline=True,
     )
 
 
@@ -87,12 +94,12 @@ def broadcast(run: Run) -> None:
     if run.level == "full":
         compiled = torch.compile(broadcast_matmul)
         baselines["the same, compiled"] = lambda: compiled(a, b)
-    compare_matmul(run, "C5", "matmul, m=7", a, b, baselines, requirement=">= 150x")
+    compare_matmul(run, "C5", "matmul, m=7", a, b, baselines, requirement=">= 150x", headline=True)
 
 
 @bench.measure("C6")
 def elementwise(run: Run) -> None:
-    compare_mul(run, "C6", 16 << 20, torch.bfloat16, requirement="<= 1.3x")
+    compare_mul(run, "C6", 16 << 20, torch.bfloat16, requirement="<= 1.3x", headline=True)
     compare_mul(run, "C6/fp32", 16 << 20, torch.float32)
 
 
@@ -216,6 +223,7 @@ def attention(run: Run) -> None:
             baselines={"torch SDPA, math": lambda: plain(q, k, v), "fused": lambda: fused(q, k, v)},
             check=check(1024, normalize),
             requirement=requirement,
+            headline=requirement is not None,
             # Both products over the causal half; inputs and output once.
             work=Work(
                 ops=heads * 1024 * 1025 * dim,

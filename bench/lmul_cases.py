@@ -16,7 +16,7 @@ from nnkernels.lmul import reference
 # The default constant of five mantissa bits and more: c = 1/16.
 OFFSET_WORD = 0x3F800000 - (1 << 19)
 
-# Bound of section "accuracy" in the README, relative to the sum of the products' magnitudes.
+# What an fp32 sum may be off by, relative to the sum of the products' magnitudes.
 SUM_ERROR = 2e-6
 NORMALS_FROM = 2.0**-6
 

@@ -3,8 +3,9 @@
     python bench/report.py bench/results/*.json --html report.html
     python bench/report.py bench/results/*.json --readme README.md
 
-The page stands alone: no network, figures inline. --readme replaces what stands between
-<!-- bench:CORE --> and <!-- /bench:CORE --> for every core in the files.
+The page stands alone: no network, figures inline. --readme replaces, for every core in the files,
+what stands between <!-- bench:CORE --> and <!-- /bench:CORE -->, and between
+<!-- bench:CORE-summary --> and <!-- /bench:CORE-summary --> where the README has that.
 """
 
 from __future__ import annotations
@@ -147,33 +148,57 @@ def html_page(results: list[dict]) -> str:
     )
 
 
+def markdown(head: list[str], lines: list[list[str]], result: dict) -> str:
+    """A table with the line that says where it was measured."""
+    rule = ["---"] * len(head)
+    table = ["| " + " | ".join(text.replace("|", r"\|") for text in line) + " |" for line in lines]
+    top = [f"| {' | '.join(line)} |" for line in (head, rule)]
+    return "\n".join([*top, *table, "", f"{taken_on(result)}."])
+
+
 def markdown_table(result: dict) -> str:
     """The rows that answer a requirement, losing ones too."""
-    head = ("", "what", "shape", "ours", "beside", "its time", "result", "asked", "met")
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    head = ["", "what", "shape", "ours", "beside", "its time", "result", "asked", "met"]
+    lines = []
     for row in result["rows"]:
         if not row.requirement:
             continue
         first = next(iter(row.baselines), "")
-        cell = [
-            row.label,
-            row.name,
-            f"{row.shape} {row.dtype}",
-            show_time(row.ours.median) if row.ours else "",
-            first,
-            show_time(row.baselines[first].median) if first else "",
-            show_value(row.value, row.unit),
-            row.requirement,
-            show_met(row) or "not run",
-        ]
-        escaped = (text.replace("|", r"\|") for text in cell)
-        lines.append(f"| {' | '.join(escaped)} |")
-    return "\n".join([*lines, "", f"{taken_on(result)}."])
+        lines.append(
+            [
+                row.label,
+                row.name,
+                f"{row.shape} {row.dtype}",
+                show_time(row.ours.median) if row.ours else "",
+                first,
+                show_time(row.baselines[first].median) if first else "",
+                show_value(row.value, row.unit),
+                row.requirement,
+                show_met(row) or "not run",
+            ]
+        )
+    return markdown(head, lines, result)
 
 
-def refresh(text: str, core: str, table: str) -> str:
-    """`text` with `table` between the markers of `core`; what stood there goes."""
-    start, stop = f"<!-- bench:{core} -->", f"<!-- /bench:{core} -->"
+def markdown_summary(result: dict) -> str:
+    """The headline rows beside all their baselines."""
+    head = ["what", "shape", "ours", "beside", "its time", "ours is"]
+    lines = []
+    for row in result["rows"]:
+        if not (row.headline and row.ours) or row.cap:
+            continue
+        what = [row.name, f"{row.shape} {row.dtype}", show_time(row.ours.median)]
+        for name, theirs in row.baselines.items():
+            speed = theirs.median / row.ours.median
+            said = f"{speed:.3g}x faster" if speed >= 1 else f"{1 / speed:.3g}x slower"
+            lines.append([*what, name, show_time(theirs.median), said])
+            what = [""] * len(what)
+    return markdown(head, lines, result)
+
+
+def refresh(text: str, name: str, table: str) -> str:
+    """`text` with `table` between the markers of `name`; what stood there goes."""
+    start, stop = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
     for marker in (start, stop):
         if text.count(marker) != 1:
             raise ReportError(f"marker {marker} stands {text.count(marker)} times, expected once")
@@ -201,7 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.readme:
             text = options.readme.read_text()
             for core, own in by_core(results).items():
-                text = refresh(text, core, "\n\n".join(markdown_table(result) for result in own))
+                text = refresh(text, core, "\n\n".join(map(markdown_table, own)))
+                if f"bench:{core}-summary " in text:
+                    summary = "\n\n".join(map(markdown_summary, own))
+                    text = refresh(text, f"{core}-summary", summary)
             options.readme.write_text(text)
     except (ReportError, OSError) as failure:
         print(f"report: {failure}", file=sys.stderr)

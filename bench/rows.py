@@ -76,6 +76,8 @@ class Row:
     x: float | None = None
     isa: str | None = None
     cap: str | None = None
+    # Shown in the few lines of the summary.
+    headline: bool = False
     note: str = ""
     error: str | None = None
 

@@ -247,7 +247,12 @@ def result_file(tmp_path):
     """A result with everything a bench can write: met, missed, failed, not run, swept, capped."""
     work = rows.Work(ops=1e6, bytes=1e4)
     sample = [
-        row(ours=timed(1e-3), baselines={"torch <fp32>": timed(2e-3)}, requirement="<= 1.35x"),
+        row(
+            ours=timed(1e-3),
+            baselines={"torch <fp32>": timed(2e-3), "fast": timed(5e-4)},
+            requirement="<= 1.35x",
+            headline=True,
+        ),
         row(id="C3", ours=timed(9e-3), baselines={"a|b": timed(2e-3)}, requirement="<= 3.0x"),
         row(id="C4", requirement="<= 2.4x", error="wrong result: <1 of 2>"),
         row(
@@ -330,6 +335,21 @@ def test_readme_tables_are_refreshed_and_stay(result_file, tmp_path):
     assert r"a\|b" in once
     assert report.main([str(result_file), "--readme", str(readme)]) == 0
     assert readme.read_text() == once
+
+
+def test_readme_summary_is_optional_and_has_every_baseline(result_file, tmp_path):
+    readme = tmp_path / "README.md"
+    markers = "<!-- bench:lmul-summary -->\n<!-- /bench:lmul-summary -->\n"
+    readme.write_text(f"{markers}<!-- bench:lmul -->\n<!-- /bench:lmul -->\n")
+    for _ in range(2):
+        assert report.main([str(result_file), "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    summary = text[: text.index("<!-- /bench:lmul-summary -->")]
+    lines = [line for line in summary.splitlines() if line.startswith("|")][2:]
+    assert [line.split(" | ")[3:] for line in lines] == [
+        ["torch <fp32>", "2 ms", "2x faster |"],
+        ["fast", "500 us", "2x slower |"],
+    ]
 
 
 @pytest.mark.parametrize(
