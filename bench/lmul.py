@@ -163,7 +163,7 @@ def threads(run: Run) -> None:
             ours=on(2, lambda: a @ b),
             baselines={"torch, 1 thread": on(1, lambda: a @ b)},
             check=lambda: None,
-            note="the library's own scaling on this machine, for comparison",
+            note="the library's own scaling on this machine: time of two threads over one",
         )
     finally:
         torch.set_num_threads(run.threads)

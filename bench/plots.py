@@ -124,18 +124,20 @@ def _ceilings(rows: list[Row], peaks: list[dict]) -> list[tuple[str, float, floa
 
 
 def _name_points(axes, rows: list[Row]) -> None:
-    """Names beside the points; names of points one above the other are pushed apart."""
+    """Names beside the points of whole measures; a name that would cover another moves up."""
+    rows = [row for row in rows if "/" not in row.id]
+    if not rows:
+        return
     points = [(row.work.ops / row.work.bytes, row.work.ops / row.ours.median) for row in rows]
-    places = axes.transData.transform(points)
-    to_points = 72 / axes.figure.dpi
-    taken: dict[int, float] = {}
-    for row, point, (x, y) in sorted(
-        zip(rows, points, places, strict=True), key=lambda entry: entry[2][1]
+    places = axes.transData.transform(points) * (72 / axes.figure.dpi)
+    taken: list[tuple[float, float]] = []
+    for (x, y), point, row in sorted(
+        zip(places.tolist(), points, rows, strict=True), key=lambda entry: entry[0][1]
     ):
-        x, y = x * to_points, y * to_points
-        column = round(x / 40)
-        height = max(y, taken.get(column, 0) + 8)
-        taken[column] = height
+        height = y
+        while any(abs(x - left) < 45 and abs(height - low) < 8 for left, low in taken):
+            height += 1
+        taken.append((x, height))
         axes.annotate(
             row.label,
             point,
