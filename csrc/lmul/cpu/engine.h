@@ -81,19 +81,25 @@ struct Range {
   }
 };
 
-// At most kSumBlock rows of B, packed: group g of 16 columns is words[g][kc][16], with its range in
-// ranges[g]. Columns beyond `count` in the last group hold ones and are in no range.
+// At most kSumBlock rows of B, packed: group g of 16 columns is words[g][packed_kc][16], of which
+// the first kc rows are meant, with the range of all of them in ranges[g]. A last group of fewer
+// columns repeats its last one.
 struct Columns {
   const uint32_t* words = nullptr;
   const Range* ranges = nullptr;
   int64_t kc = 0;
   int64_t count = 0;
+  int64_t packed_kc = 0;
 
   static NNK_VEC int64_t groups(int64_t count) { return (count + kGroup - 1) / kGroup; }
   NNK_VEC int64_t groups() const { return groups(count); }
   // The columns [first, first + n); first is a multiple of kGroup.
   NNK_VEC Columns slice(int64_t first, int64_t n) const {
-    return {words + first * kc, ranges + first / kGroup, kc, n};
+    return {words + first * packed_kc, ranges + first / kGroup, kc, n, packed_kc};
+  }
+  // The rows [first, first + n). The ranges stay those of all.
+  NNK_VEC Columns rows(int64_t first, int64_t n) const {
+    return {words + first * kGroup, ranges, n, count, packed_kc};
   }
 };
 
@@ -129,6 +135,24 @@ class RowBlock {
   Buffer forms_[kForms];
 };
 
+// The loops of attention.h.
+struct AttentionKernels;
+
+// Elements data[i * stride].
+struct Line {
+  const void* data;
+  DType dtype;
+  int64_t stride;
+
+  // The line from memory element `offset`, or from its own element `index`, on.
+  NNK_VEC Line from(int64_t offset) const {
+    return {static_cast<const char*>(data) + offset * element_size(dtype), dtype, stride};
+  }
+  NNK_VEC Line at(int64_t index) const { return from(index * stride); }
+};
+// Elements of a line that gradients compute at a time.
+constexpr int64_t kPiece = 512;
+
 // One instruction set's kernels. All agree bit for bit.
 struct Kernels {
   // Rows and columns of a register tile; panels in RowBlock have this many rows.
@@ -144,10 +168,23 @@ struct Kernels {
   // Throws std::runtime_error where plan.algo cannot be exact.
   void (*multiply)(const Plan& plan, RowBlock& block, const Columns& columns, float* c,
                    int64_t c_stride, bool first);
+  // c[m, n] = (first ? 0 : c[m, n]) + sum_k block[m, k] slope(x[m, n], columns[k, n]), the gradient
+  // of mode bits. The block is packed for Term::exact, the columns for Term::formula; of x it takes
+  // fractions[m * fraction_stride + n] = xm + c in units of 2^-23, xm = 0 unless x is normal.
+  void (*multiply_slopes)(RowBlock& block, const Columns& columns, const uint32_t* fractions,
+                          int64_t fraction_stride, float* c, int64_t c_stride, bool first);
   // out[m, n] = c[m, n] + bias[n], rounded to out.dtype. `out` and `bias` (fp32 or nullptr) point
   // at element (0, 0); c may be out.data when that is float32.
   void (*store)(const float* c, int64_t c_stride, int64_t rows, int64_t columns, const float* bias,
                 const Output& out, int64_t out_stride);
+
+  // out[i] = L(x[i], y[i]).
+  void (*mul_line)(const Plan& plan, const Line& x, const Line& y, int64_t n, const Output& out);
+  // out[i] = g[i] times the derivative of L(x[i], y[i]) with respect to x, n <= kPiece.
+  void (*mul_grad_line)(const Plan& plan, Grad grad, const Line& g, const Line& x, const Line& y,
+                        int64_t n, float* out);
+
+  const AttentionKernels* attention;
 };
 
 // The kernels of active_isa().

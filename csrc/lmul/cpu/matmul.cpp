@@ -20,8 +20,8 @@ void matmul(const MatmulArgs& args, const Parallel& parallel) {
   }
   const Plan plan = make_plan(args.options, args.algo);
   run_product(plan,
-              {args.batch, args.M, args.N, args.K, args.a, args.b, args.b_packed, args.bias,
-               args.bias_dtype, args.out},
+              {args.batch, args.M, args.N, args.K, args.a, args.b, args.out, args.b_packed,
+               args.bias, args.bias_dtype},
               parallel);
 }
 

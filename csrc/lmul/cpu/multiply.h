@@ -11,15 +11,16 @@ constexpr int64_t kTileColumns = Vec::tile_groups * kGroup;
 
 // Runs the chosen kernel on one tile of rows and columns.
 void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t panel,
-              const uint32_t* columns, int64_t groups, int soft_columns, float* sums) {
+              const Columns& columns, int soft_columns, float* sums) {
   TermArgs args{};
-  args.columns = columns;
+  args.columns = columns.words;
+  args.packed_kc = columns.packed_kc;
   args.off = word_offset(plan.offset);
   args.soft = soft_word(soft_columns) - args.off;
   const int64_t begin = panel * Vec::tile_rows;
   const int64_t left = block.rows - begin;
   const int64_t rows = left < Vec::tile_rows ? left : Vec::tile_rows;
-  const int64_t kc = block.kc;
+  const int64_t kc = block.kc, groups = columns.groups();
   const auto form = [&](Form which) { return panel_form(plan, block, panel, which); };
   switch (choice.kernel) {
     case Kernel::word:
@@ -102,8 +103,7 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
     for (int64_t panel = 0; panel < panels; ++panel) {
       const Choice choice =
           choose(plan, block.ranges[panel], column_range, soft_rows, soft_columns);
-      run_tile(plan, choice, block, panel, panel_columns.words, panel_columns.groups(),
-               soft_columns, sums);
+      run_tile(plan, choice, block, panel, panel_columns, soft_columns, sums);
       const int64_t row = panel * Vec::tile_rows;
       const int64_t rows = block.rows - row < Vec::tile_rows ? block.rows - row : Vec::tile_rows;
       add_tile(sums, rows, panel_columns.count, choice.flush, c + row * c_stride + column, c_stride,

@@ -51,17 +51,18 @@ constexpr int mantissa_bits_of(DType dtype) {
   }
 }
 
-// What packing does to the words of a dtype: keep m bits, flush subnormals, take the power of two.
+// What happens to the words of a dtype: keep m bits, take the power of two, make subnormals and
+// zeros +0.
 template <DType dtype>
 class Reduce {
  public:
   using Int = Vec::Int;
 
-  NNK_VEC Reduce(const Plan& plan, int mantissa_bits, bool power)
+  NNK_VEC Reduce(int mantissa_bits, Round round, bool power, bool flush)
       : dropped_(mantissa_bits < mantissa_bits_of(dtype) ? 23 - mantissa_bits : 0),
-        nearest_(plan.round == Round::rne),
+        nearest_(round == Round::rne),
         power_(power),
-        flush_(plan.term != Term::exact || power) {}
+        flush_(flush) {}
 
   NNK_VEC Int operator()(Int x) const {
     const Int magnitude = Vec::bit_and(x, Vec::set(kMagnitudeMask));
@@ -112,7 +113,8 @@ template <DType dtype>
 void pack_columns_as(const Plan& plan, const Matrix& b, int64_t kc, int64_t n, uint32_t* words,
                      Range* ranges) {
   constexpr int L = Vec::lanes;
-  const Reduce<dtype> reduce(plan, plan.b_bits, plan.b_power);
+  const Reduce<dtype> reduce(plan.b_bits, plan.round, plan.b_power,
+                             plan.term != Term::exact || plan.b_power);
   const auto off = Vec::set(plan.term == Term::bits ? word_offset(plan.offset) : 0u);
   for (int64_t first = 0; first < n; first += kGroup, words += kc * kGroup, ++ranges) {
     // A last group of fewer columns repeats its last one, which leaves the range true.
@@ -151,7 +153,8 @@ void pack_columns_as(const Plan& plan, const Matrix& b, int64_t kc, int64_t n, u
 template <DType dtype>
 void pack_rows_as(const Plan& plan, const Matrix& a, int64_t rows, int64_t kc, RowBlock& block) {
   constexpr int L = Vec::lanes;
-  const Reduce<dtype> reduce(plan, plan.a_bits, plan.a_power);
+  const Reduce<dtype> reduce(plan.a_bits, plan.round, plan.a_power,
+                             plan.term != Term::exact || plan.a_power);
   uint32_t* words = block.form(kWords);
   RangeOf ranges[kMaxRows / Vec::tile_rows];
   if (a.row_stride == 1 && a.column_stride != 1) {

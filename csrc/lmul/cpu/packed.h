@@ -18,8 +18,8 @@ struct PackedMatrix {
   // The K block from k on, which is a multiple of kSumBlock.
   Columns block(int64_t k) const {
     const int64_t groups = Columns::groups(N);
-    return {words + k * groups * kGroup, ranges + k / kSumBlock * groups,
-            K - k < kSumBlock ? K - k : kSumBlock, N};
+    const int64_t kc = K - k < kSumBlock ? K - k : kSumBlock;
+    return {words + k * groups * kGroup, ranges + k / kSumBlock * groups, kc, N, kc};
   }
 };
 

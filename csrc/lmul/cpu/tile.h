@@ -18,6 +18,7 @@ constexpr int kVectors = kGroup / Vec::lanes;  // in a group
 struct TermArgs {
   const uint32_t* rows[3];  // forms, at the first row
   const uint32_t* columns;  // words, at the first group
+  int64_t packed_kc;        // rows of a packed group
   uint32_t off;             // OFF of mode bits
   uint32_t soft;            // word of a soft zero of the columns, OFF subtracted
 };
@@ -175,7 +176,8 @@ void tile(const TermArgs& args, int64_t row, int64_t kc, float* sums) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const int64_t group = v / kVectors, lane = v % kVectors * Vec::lanes;
-      columns[v] = Term::column(local, Vec::load(local.columns + (group * kc + k) * kGroup + lane));
+      columns[v] = Term::column(
+          local, Vec::load(local.columns + (group * local.packed_kc + k) * kGroup + lane));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -216,7 +218,8 @@ void oracle_tiles(const Plan& plan, const TermArgs& args, int64_t rows, int64_t 
   const uint32_t off = plan.term == Term::bits ? args.off : 0u;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < groups * kGroup; ++column) {
-      const uint32_t* y = args.columns + column / kGroup * kc * kGroup + column % kGroup;
+      const uint32_t* y =
+          args.columns + column / kGroup * args.packed_kc * kGroup + column % kGroup;
       float sum = 0.0f;
       for (int64_t k = 0; k < kc; ++k) {
         const uint32_t x_word = args.rows[0][row * kRowStride + k];

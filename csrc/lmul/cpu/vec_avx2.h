@@ -38,8 +38,8 @@ struct Vec {
   static NNK_VEC Int bit_and(Int a, Int b) { return _mm256_and_si256(a, b); }
   static NNK_VEC Int bit_or(Int a, Int b) { return _mm256_or_si256(a, b); }
   static NNK_VEC Int bit_xor(Int a, Int b) { return _mm256_xor_si256(a, b); }
-  static NNK_VEC Int shift_left(Int a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-  static NNK_VEC Int shift_right(Int a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+  static NNK_VEC Int shift_left(Int a, int n) { return _mm256_slli_epi32(a, n); }
+  static NNK_VEC Int shift_right(Int a, int n) { return _mm256_srli_epi32(a, n); }
   static NNK_VEC Int min(Int a, Int b) { return _mm256_min_epu32(a, b); }
   static NNK_VEC Int max(Int a, Int b) { return _mm256_max_epu32(a, b); }
 
@@ -47,6 +47,7 @@ struct Vec {
   static NNK_VEC Mask greater(Int a, Int b) { return _mm256_cmpgt_epi32(a, b); }
   static NNK_VEC Mask equal(Int a, Int b) { return _mm256_cmpeq_epi32(a, b); }
   static NNK_VEC Mask not_equal(Int a, Int b) { return bit_xor(equal(a, b), set(~0u)); }
+  static NNK_VEC bool any(Mask m) { return !_mm256_testz_si256(m, m); }
   static NNK_VEC Mask mask_or(Mask a, Mask b) { return bit_or(a, b); }
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return bit_and(a, b); }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return _mm256_blendv_epi8(no, yes, m); }

@@ -33,8 +33,8 @@ struct Vec {
   static NNK_VEC Int bit_and(Int a, Int b) { return _mm512_and_si512(a, b); }
   static NNK_VEC Int bit_or(Int a, Int b) { return _mm512_or_si512(a, b); }
   static NNK_VEC Int bit_xor(Int a, Int b) { return _mm512_xor_si512(a, b); }
-  static NNK_VEC Int shift_left(Int a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-  static NNK_VEC Int shift_right(Int a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+  static NNK_VEC Int shift_left(Int a, int n) { return _mm512_slli_epi32(a, n); }
+  static NNK_VEC Int shift_right(Int a, int n) { return _mm512_srli_epi32(a, n); }
   static NNK_VEC Int min(Int a, Int b) { return _mm512_min_epu32(a, b); }
   static NNK_VEC Int max(Int a, Int b) { return _mm512_max_epu32(a, b); }
 
@@ -42,6 +42,7 @@ struct Vec {
   static NNK_VEC Mask greater(Int a, Int b) { return _mm512_cmpgt_epi32_mask(a, b); }
   static NNK_VEC Mask equal(Int a, Int b) { return _mm512_cmpeq_epi32_mask(a, b); }
   static NNK_VEC Mask not_equal(Int a, Int b) { return _mm512_cmpneq_epi32_mask(a, b); }
+  static NNK_VEC bool any(Mask m) { return m != 0; }
   static NNK_VEC Mask mask_or(Mask a, Mask b) { return a | b; }
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return a & b; }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return _mm512_mask_mov_epi32(no, m, yes); }

@@ -49,6 +49,7 @@ struct Vec {
   }
   static NNK_VEC Mask equal(Int a, Int b) { return a == b; }
   static NNK_VEC Mask not_equal(Int a, Int b) { return a != b; }
+  static NNK_VEC bool any(Mask m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
   static NNK_VEC Mask mask_or(Mask a, Mask b) { return a | b; }
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return a & b; }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return m ? yes : no; }
