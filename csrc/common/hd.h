@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define NNK_HD __host__ __device__ __forceinline__
 #else
-#define NNK_HD inline
+// Internal linkage: a file compiled for AVX must not lend its copy to the scalar build.
+#define NNK_HD static inline
 #endif

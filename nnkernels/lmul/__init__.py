@@ -6,7 +6,7 @@ LMulLinear, LMulAttention, convert     modules, and swapping nn.Linear layers fo
 reference                              the same in plain PyTorch, float64 and slow
 """
 
-from nnkernels.lmul import reference, register  # noqa: F401
+from nnkernels.lmul import backends, reference, register  # noqa: F401
 from nnkernels.lmul.convert import convert
 from nnkernels.lmul.module import LMulAttention, LMulLinear
 from nnkernels.lmul.ops import attention, bmm, linear, matmul, mul, pack
