@@ -189,12 +189,18 @@ std::tuple<Tensor, Tensor, Tensor> lmul_linear_bwd(const Tensor& g, const Tensor
     args.grad_a = grad_w.out();
     matmul_grad(args, torch_threads());
   }
-  Tensor grad_bias = empty(g, {0}, ScalarType::Float);
+  const Result grad_bias(op, g, {need_bias ? forward.N : 0}, ScalarType::Float);
   if (need_bias) {
-    const int64_t leading[] = {0};
-    grad_bias = torch::stable::sum(torch::stable::to(g_rows, ScalarType::Float), Sizes(leading, 1));
+    // The column sums of g are ones^T g, so they too have the one order of sums.
+    const float one = 1.0f;
+    MatmulGradArgs args = grad_args(forward, upstream, Grad::ste);
+    args.K = 1;
+    args.a = args.b = {&one, DType::float32, 0, 0, 0};
+    args.options = Options{};
+    args.grad_b = output(grad_bias);
+    matmul_grad(args, torch_threads());
   }
-  return {grad_x.finish(), grad_w.finish(), grad_bias};
+  return {grad_x.finish(), grad_w.finish(), grad_bias.finish()};
 }
 
 Tensor lmul_pack(const Tensor& w, OptionalInt mantissa_bits, const Text& mode, const Text& round,
