@@ -253,20 +253,24 @@ def check_attention(
         check_algo(op, algo, mode, mantissa_bits, q, k, v)
     if out_dtype is not None:
         _checks.out_dtype(op, out_dtype, MANTISSA_BITS)
-    shapes = f"q is {_checks.shape(q)}, k is {_checks.shape(k)} and v is {_checks.shape(v)}"
-    expected = "expected q [B, H, T, D], k [B, Hk, S, D] and v [B, Hk, S, Dv]"
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise ValueError(f"{op}: {shapes}, {expected}")
-    batch, heads, queries, head_dim = q.shape
-    key_heads, keys = k.shape[1:3]
-    if k.shape[0] != batch or k.shape[3] != head_dim or v.shape[:3] != k.shape[:3]:
-        raise ValueError(f"{op}: {shapes}, {expected}")
-    if heads % key_heads != 0 if key_heads > 0 else heads != 0:
+    if not (
+        q.dim() == k.dim() == v.dim() == 4
+        and k.shape[0] == q.shape[0]
+        and k.shape[3] == q.shape[3]
+        and v.shape[:3] == k.shape[:3]
+    ):
         raise ValueError(
-            f"{op}: q has {heads} heads and k has {key_heads}, expected H % Hk == 0 ({shapes})"
+            f"{op}: q is {_checks.shape(q)}, k is {_checks.shape(k)} and v is {_checks.shape(v)}, "
+            "expected q [B, H, T, D], k [B, Hk, S, D] and v [B, Hk, S, Dv]"
         )
-    if head_dim > MAX_HEAD_DIM or v.shape[3] > MAX_HEAD_DIM:
-        raise ValueError(f"{op}: {shapes}, expected D and Dv up to {MAX_HEAD_DIM}")
+    heads, key_heads = q.shape[1], k.shape[1]
+    if heads % key_heads != 0 if key_heads > 0 else heads != 0:
+        raise ValueError(f"{op}: q has {heads} heads and k has {key_heads}, expected a multiple")
+    if q.shape[3] > MAX_HEAD_DIM or v.shape[3] > MAX_HEAD_DIM:
+        raise ValueError(
+            f"{op}: head dimensions are {q.shape[3]} and {v.shape[3]}, expected up to "
+            f"{MAX_HEAD_DIM}"
+        )
     if attn_mask is None:
         return
     if is_causal:
@@ -275,7 +279,7 @@ def check_attention(
         )
     _checks.tensor(op, "attn_mask", attn_mask, MASKS)
     _checks.same_device(op, "attn_mask", attn_mask, "q", q)
-    target = (batch, heads, queries, keys)
+    target = (*q.shape[:3], k.shape[2])
     if attn_mask.dim() > 4 or any(
         a not in (1, b) for a, b in zip(reversed(attn_mask.shape), reversed(target), strict=False)
     ):
