@@ -9,14 +9,51 @@ namespace {
 
 constexpr int64_t kTileColumns = Vec::tile_groups * kGroup;
 
+// The columns of a tile, and a copy with soft zeros for the tiles that want one.
+class ColumnPanel {
+ public:
+  void set(const Columns& columns, int soft_exponent, uint32_t off) {
+    columns_ = columns;
+    off_ = off;
+    soft_word_ = soft_word(soft_exponent) - off;
+    soft_made_ = false;
+    range = Range();
+    for (int64_t group = 0; group < columns.groups(); ++group) range.add(columns.ranges[group]);
+  }
+  const Columns& columns() const { return columns_; }
+  const uint32_t* soft_words() {
+    if (!soft_made_) {
+      const Int zero = Vec::set(0u - off_), soft = Vec::set(soft_word_);
+      const int64_t count = columns_.kc * kGroup;
+      for (int64_t group = 0; group < columns_.groups(); ++group) {
+        const uint32_t* from = columns_.words + group * columns_.packed_kc * kGroup;
+        for (int64_t i = 0; i < count; i += Vec::lanes) {
+          const Int x = Vec::load(from + i);
+          Vec::store(soft_ + group * count + i, Vec::select(Vec::equal(x, zero), soft, x));
+        }
+      }
+      soft_made_ = true;
+    }
+    return soft_;
+  }
+
+  Range range;
+
+ private:
+  Columns columns_;
+  uint32_t off_ = 0, soft_word_ = 0;
+  bool soft_made_ = false;
+  alignas(64) uint32_t soft_[kTileColumns * kSumBlock];
+};
+
 // Runs the chosen kernel on one tile of rows and columns.
 void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t panel,
-              const Columns& columns, int soft_columns, float* sums) {
+              ColumnPanel& column_panel, float* sums) {
+  const Columns& columns = column_panel.columns();
   TermArgs args{};
   args.columns = columns.words;
   args.packed_kc = columns.packed_kc;
   args.off = word_offset(plan.offset);
-  args.soft = soft_word(soft_columns) - args.off;
   const int64_t begin = panel * Vec::tile_rows;
   const int64_t left = block.rows - begin;
   const int64_t rows = left < Vec::tile_rows ? left : Vec::tile_rows;
@@ -25,7 +62,10 @@ void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t p
   switch (choice.kernel) {
     case Kernel::word:
       args.rows[0] = form(choice.soft_rows ? kSoft : kWords);
-      if (choice.soft_columns) return tiles<SoftColumnsTerm>(args, rows, groups, kc, sums);
+      if (choice.soft_columns) {
+        args.columns = column_panel.soft_words();
+        args.packed_kc = kc;
+      }
       return tiles<WordTerm>(args, rows, groups, kc, sums);
     case Kernel::zeros:
       args.rows[0] = form(kSoft);
@@ -93,20 +133,18 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
   }
 
   alignas(64) float sums[Vec::tile_rows * kTileColumns];
+  ColumnPanel column_panel;
   for (int64_t column = 0; column < columns.count; column += kTileColumns) {
     const int64_t left = columns.count - column;
-    const Columns panel_columns = columns.slice(column, left < kTileColumns ? left : kTileColumns);
-    Range column_range;
-    for (int64_t group = 0; group < panel_columns.groups(); ++group) {
-      column_range.add(panel_columns.ranges[group]);
-    }
+    const int64_t count = left < kTileColumns ? left : kTileColumns;
+    column_panel.set(columns.slice(column, count), soft_columns, word_offset(plan.offset));
     for (int64_t panel = 0; panel < panels; ++panel) {
       const Choice choice =
-          choose(plan, block.ranges[panel], column_range, soft_rows, soft_columns);
-      run_tile(plan, choice, block, panel, panel_columns, soft_columns, sums);
+          choose(plan, block.ranges[panel], column_panel.range, soft_rows, soft_columns);
+      run_tile(plan, choice, block, panel, column_panel, sums);
       const int64_t row = panel * Vec::tile_rows;
       const int64_t rows = block.rows - row < Vec::tile_rows ? block.rows - row : Vec::tile_rows;
-      add_tile(sums, rows, panel_columns.count, choice.flush, c + row * c_stride + column, c_stride,
+      add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride,
                first);
     }
   }

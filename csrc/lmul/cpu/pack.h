@@ -109,44 +109,67 @@ NNK_VEC const void* element(const Matrix& matrix, int64_t row, int64_t column) {
          (row * matrix.row_stride + column * matrix.column_stride) * element_size(matrix.dtype);
 }
 
+// One group of columns that lie along k: squares of them are read and transposed.
+template <DType dtype>
+Range pack_group_along_k(const Reduce<dtype>& reduce, Vec::Int off, const Matrix& b, int64_t kc,
+                         int64_t count, uint32_t* words) {
+  constexpr int L = Vec::lanes;
+  RangeOf range;
+  for (int64_t k = 0; k < kc; k += L) {
+    const int64_t lines = kc - k < L ? kc - k : L;
+    for (int64_t j = 0; j < kGroup; j += L) {
+      Vec::Int square[L];
+      for (int i = 0; i < L; ++i) {
+        const int64_t column = j + i < count ? j + i : count - 1;
+        const auto x = reduce(load_line<dtype>(element(b, 0, column), k, 1, kc));
+        range.add(x);
+        square[i] = Vec::sub(x, off);
+      }
+      Vec::transpose(square);
+      for (int64_t i = 0; i < lines; ++i) Vec::store(words + (k + i) * kGroup + j, square[i]);
+    }
+  }
+  return range.result();
+}
+
+// Groups of columns that lie across memory lines, side by side: a long piece of each line is read.
+template <DType dtype>
+void pack_groups_along_n(const Reduce<dtype>& reduce, Vec::Int off, const Matrix& b, int64_t kc,
+                         int64_t n, uint32_t* words, Range* ranges) {
+  constexpr int64_t kGroups = 8;
+  RangeOf range[kGroups];
+  for (int64_t k = 0; k < kc; ++k) {
+    const void* line = element(b, k, 0);
+    for (int64_t group = 0; group * kGroup < n; ++group) {
+      for (int64_t j = 0; j < kGroup; j += Vec::lanes) {
+        const auto x = reduce(load_line<dtype>(line, group * kGroup + j, b.column_stride, n));
+        range[group].add(x);
+        Vec::store(words + (group * kc + k) * kGroup + j, Vec::sub(x, off));
+      }
+    }
+  }
+  for (int64_t group = 0; group * kGroup < n; ++group) ranges[group] = range[group].result();
+}
+
 template <DType dtype>
 void pack_columns_as(const Plan& plan, const Matrix& b, int64_t kc, int64_t n, uint32_t* words,
                      Range* ranges) {
-  constexpr int L = Vec::lanes;
   const Reduce<dtype> reduce(plan.b_bits, plan.round, plan.b_power,
                              plan.term != Term::exact || plan.b_power);
   const auto off = Vec::set(plan.term == Term::bits ? word_offset(plan.offset) : 0u);
-  for (int64_t first = 0; first < n; first += kGroup, words += kc * kGroup, ++ranges) {
-    // A last group of fewer columns repeats its last one, which leaves the range true.
-    const int64_t count = n - first < kGroup ? n - first : kGroup;
-    RangeOf range;
-    if (b.row_stride == 1 && b.column_stride != 1) {
-      // Columns lie along k: read a square of them and transpose it.
-      for (int64_t k = 0; k < kc; k += L) {
-        const int64_t lines = kc - k < L ? kc - k : L;
-        for (int64_t j = 0; j < kGroup; j += L) {
-          Vec::Int square[L];
-          for (int i = 0; i < L; ++i) {
-            const int64_t column = j + i < count ? j + i : count - 1;
-            const auto x = reduce(load_line<dtype>(element(b, 0, first + column), k, 1, kc));
-            range.add(x);
-            square[i] = Vec::sub(x, off);
-          }
-          Vec::transpose(square);
-          for (int64_t i = 0; i < lines; ++i) Vec::store(words + (k + i) * kGroup + j, square[i]);
-        }
-      }
+  // The last group may have fewer columns: it repeats the last one, which leaves its range true.
+  const bool along_k = b.row_stride == 1 && b.column_stride != 1;
+  const int64_t step = along_k ? kGroup : 8 * kGroup;
+  for (int64_t first = 0; first < n; first += step) {
+    const int64_t count = n - first < step ? n - first : step;
+    Matrix part = b;
+    part.data = element(b, 0, first);
+    uint32_t* into = words + first * kc;
+    if (along_k) {
+      ranges[first / kGroup] = pack_group_along_k<dtype>(reduce, off, part, kc, count, into);
     } else {
-      for (int64_t k = 0; k < kc; ++k) {
-        const void* line = element(b, k, first);
-        for (int64_t j = 0; j < kGroup; j += L) {
-          const auto x = reduce(load_line<dtype>(line, j, b.column_stride, count));
-          range.add(x);
-          Vec::store(words + k * kGroup + j, Vec::sub(x, off));
-        }
-      }
+      pack_groups_along_n<dtype>(reduce, off, part, kc, count, into, ranges + first / kGroup);
     }
-    *ranges = range.result();
   }
 }
 
@@ -177,6 +200,11 @@ void pack_rows_as(const Plan& plan, const Matrix& a, int64_t rows, int64_t kc, R
   } else {
     for (int64_t row = 0; row < rows; ++row) {
       const void* line = element(a, row, 0);
+      // A row is too short a run for the hardware to prefetch.
+      const char* ahead = static_cast<const char*>(element(a, row + 4, 0));
+      for (int64_t k = 0; k < kc && row + 4 < rows; k += 64 / element_size(dtype)) {
+        __builtin_prefetch(ahead + k * element_size(dtype));
+      }
       RangeOf range = ranges[row / Vec::tile_rows];
       for (int64_t k = 0; k < kc; k += L) {
         const auto x = reduce(load_line<dtype>(line, k, a.column_stride, kc));

@@ -20,7 +20,6 @@ struct TermArgs {
   const uint32_t* columns;  // words, at the first group
   int64_t packed_kc;        // rows of a packed group
   uint32_t off;             // OFF of mode bits
-  uint32_t soft;            // word of a soft zero of the columns, OFF subtracted
 };
 
 // bits. The sum of the words is the word of the product: one integer and one float addition.
@@ -36,13 +35,6 @@ struct WordTerm {
   static NNK_VEC Column column(const TermArgs&, Int y) { return {y}; }
   static NNK_VEC Float add(Float sum, const Row& r, const Column& c) {
     return Vec::add(sum, Vec::as_float(Vec::add(r.x, c.y)));
-  }
-};
-
-// bits, with soft zeros in the columns: packed zeros are replaced on the way.
-struct SoftColumnsTerm : WordTerm {
-  static NNK_VEC Column column(const TermArgs& t, Int y) {
-    return {Vec::select(Vec::equal(y, Vec::set(0u - t.off)), Vec::set(t.soft), y)};
   }
 };
 
