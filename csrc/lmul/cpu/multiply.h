@@ -144,8 +144,7 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
       run_tile(plan, choice, block, panel, column_panel, sums);
       const int64_t row = panel * Vec::tile_rows;
       const int64_t rows = block.rows - row < Vec::tile_rows ? block.rows - row : Vec::tile_rows;
-      add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride,
-               first);
+      add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride, first);
     }
   }
 }

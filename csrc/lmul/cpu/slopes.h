@@ -76,7 +76,7 @@ void slope_tiles(const uint32_t* g, const Columns& y, const uint32_t* fractions,
 
 void multiply_slopes(RowBlock& block, const Columns& columns, const uint32_t* fractions,
                      int64_t fraction_stride, float* c, int64_t c_stride, bool first) {
-  constexpr int R = Vec::other_rows;
+  constexpr int R = Vec::few_rows;
   alignas(64) float sums[Vec::tile_rows * kTileColumns];
   for (int64_t column = 0; column < columns.count; column += kTileColumns) {
     const int64_t left = columns.count - column;

@@ -24,7 +24,7 @@ struct TermArgs {
 
 // bits. The sum of the words is the word of the product: one integer and one float addition.
 struct WordTerm {
-  static constexpr int tile_rows = Vec::tile_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 1;
   struct Row {
     Int x;
   };
@@ -40,7 +40,7 @@ struct WordTerm {
 
 // bits, zeros anywhere. Zero rows multiply a finite product by 0, zero columns are masked.
 struct ZerosTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 2;
   struct Row {
     Int x;
     Float nonzero;
@@ -63,7 +63,7 @@ struct ZerosTerm {
 // bits, zeros and underflow. Magnitudes are added, so that underflow is a small or negative number:
 // it is masked. A zero column is the most negative magnitude, a zero row has sign 0.
 struct GuardedTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::few_rows, registers = 2;
   struct Row {
     Int magnitude;
     Float sign;
@@ -91,7 +91,7 @@ struct GuardedTerm {
 
 // formula: Xc P(y) + P(x) Y. Zeros have P = Xc = Y = 0.
 struct FormulaTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 2;
   struct Row {
     Float power, centred;
   };
@@ -112,7 +112,7 @@ struct FormulaTerm {
 
 // formula with underflow: |L| < 2^-126 exactly where the word of mode bits underflows.
 struct FormulaGuardedTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::few_rows, registers = 2;
   struct Row {
     Float power, centred;
     Int magnitude;
@@ -138,7 +138,7 @@ struct FormulaGuardedTerm {
 };
 
 struct ExactTerm {
-  static constexpr int tile_rows = Vec::tile_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 1;
   struct Row {
     Float x;
   };
@@ -155,31 +155,56 @@ struct ExactTerm {
 };
 
 // sums: row-major, Vec::tile_groups * kGroup a row.
+// Not inlined: its registers are all taken.
 template <class Term, int R, int G>
-void tile(const TermArgs& args, int64_t row, int64_t kc, float* sums) {
+[[gnu::noinline]] void tile(const TermArgs& args, int64_t row, int64_t kc, float* sums) {
   constexpr int V = G * kVectors;
   Float sum[R][V];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = Vec::set(0.0f);
   }
-  const TermArgs local = args;
+  TermArgs local = args;
+  local.rows[0] += row * kRowStride;
+  local.rows[1] += row * kRowStride;
+  local.rows[2] += row * kRowStride;
   for (int64_t k = 0; k < kc; ++k) {
-    typename Term::Column columns[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
+    const auto column = [&](int v) {
       const int64_t group = v / kVectors, lane = v % kVectors * Vec::lanes;
-      columns[v] = Term::column(
-          local, Vec::load(local.columns + (group * local.packed_kc + k) * kGroup + lane));
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Term::Row x = Term::row(local, (row + r) * kRowStride + k);
+      return Term::column(local,
+                          Vec::load(local.columns + (group * local.packed_kc + k) * kGroup + lane));
+    };
+    const auto x_at = [&](int r) { return Term::row(local, r * kRowStride + k); };
+    if constexpr (Term::registers * V + R * V < Vec::registers - 1) {
+      typename Term::Column y[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = Term::add(sum[r][v], x, columns[v]);
+      for (int v = 0; v < V; ++v) y[v] = column(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const auto x = x_at(r);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[r][v] = Term::add(sum[r][v], x, y[v]);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        // Rows are read again for each vector: hidden from the compiler, which would keep them
+        // in registers that the sums need.
+        const uint32_t *first = local.rows[0], *second = local.rows[1];
+        asm("" : "+r"(first), "+r"(second));
+        local.rows[0] = first;
+        local.rows[1] = second;
+        const auto y = column(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sum[r][v] = Term::add(sum[r][v], x_at(r), y);
+      }
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     float* into = sums + (row + r) * Vec::tile_groups * kGroup;
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       Vec::store(reinterpret_cast<uint32_t*>(into + v * Vec::lanes), Vec::as_int(sum[r][v]));
     }

@@ -10,9 +10,9 @@ namespace {
 
 struct Vec {
   static constexpr int lanes = 8;
-  // 6 x 16 accumulators, 2 column registers, a row and a product fill the 16 registers; kernels
-  // with a second column register have 4 rows.
-  static constexpr int tile_rows = 6, other_rows = 4;
+  // 6 x 16 accumulators, 2 column registers, a row and a product fill the 16 registers. Kernels
+  // that need more for each product have fewer rows.
+  static constexpr int registers = 16, tile_rows = 6, few_rows = 3;
   static constexpr int tile_groups = 1;
 
   using Int = __m256i;

@@ -11,7 +11,7 @@ namespace {
 struct Vec {
   static constexpr int lanes = 16;
   // 12 x 32: 24 of the 32 registers accumulate.
-  static constexpr int tile_rows = 12, other_rows = 12;
+  static constexpr int registers = 32, tile_rows = 12, few_rows = 12;
   static constexpr int tile_groups = 2;
 
   using Int = __m512i;

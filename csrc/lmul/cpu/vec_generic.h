@@ -10,8 +10,8 @@ namespace {
 
 struct Vec {
   static constexpr int lanes = 4;
-  // Register tile: rows of kernels with one column register, rows of the others.
-  static constexpr int tile_rows = 2, other_rows = 2;
+  // 2 x 16: 8 of 16 registers accumulate.
+  static constexpr int registers = 16, tile_rows = 2, few_rows = 2;
   static constexpr int tile_groups = 1;
 
   using Int = uint32_t __attribute__((vector_size(16)));
