@@ -35,17 +35,11 @@ SUMS = tuple(op for op in WITH_GRAD if op != "mul")
 
 def case(op, error, message, *tensors, raw=True, **options):
     """`tensors` None stands for valid ones. raw=False: torch itself refuses before the operator."""
-    values = ",".join(f"{key}={value}" for key, value in options.items())
-    shapes = ",".join("x".join(map(str, t.shape)) for t in tensors if isinstance(t, torch.Tensor))
-    return pytest.param(
-        op,
-        error,
-        message,
-        tensors or None,
-        options,
-        raw,
-        id=f"{op}-{message[:24]}-{shapes}{values}",
-    )
+    shown = {k: list(v.shape) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    shapes = ["x".join(map(str, value.shape)) or "scalar" for value in tensors]
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in tensors} - {"float32"}
+    words = [op, error.__name__, *shapes, *dtypes, *(f"{k}={v}" for k, v in shown.items())]
+    return pytest.param(op, error, message, tensors or None, options, raw, id="-".join(words))
 
 
 def each(ops, error, message, raw=True, **options):

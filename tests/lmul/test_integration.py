@@ -67,6 +67,52 @@ def function_of(call):
     return getattr(lmul, call.split("-")[0])
 
 
+# Each changes the result of every function that takes it.
+OPTIONS = {
+    "mantissa_bits": 3,
+    "mode": "formula",
+    "round": "rne",
+    "offset": 0.5,
+    "out_dtype": torch.bfloat16,
+    "is_causal": True,
+    "scale": 0.25,
+    "normalize": "after",
+    "attn_mask": MASK,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("op", ["mul", "matmul", "bmm", "linear", "attention"])
+def test_options_reach_the_operator(op, option):
+    forward = getattr(OPS, f"lmul_{op}_fwd")
+    if option not in {argument.name for argument in forward.default._schema.arguments}:
+        return
+    # Rounding to 7 bits is not the identity.
+    given = {"mantissa_bits": 7, option: OPTIONS[option]}
+    make = CALLS[op][0]
+    values = make()
+    out = getattr(lmul, op)(*values, **given)
+    assert house.same_bits(out, forward(*values, **given))
+    assert not house.same_bits(out, forward(*values, mantissa_bits=7))
+    recorded = getattr(lmul, op)(*make(grad=True), **given)
+    assert house.same_bits(recorded, out)
+
+
+@calls
+def test_grad_reaches_the_operator(call):
+    make, options = CALLS[call]
+    values = make(grad=True)
+    g = None
+    seen = []
+    for grad in checks.GRADS:
+        out = function_of(call)(*values, **(options | {"grad": grad, "mantissa_bits": 4}))
+        g = normals(*out.shape).to(out.dtype) if g is None else g
+        seen.append(torch.autograd.grad(out, values[:2], g))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        for one, two in zip(seen[first], seen[second], strict=True):
+            assert not torch.equal(one, two)
+
+
 # ---- opcheck ----
 
 
@@ -225,6 +271,23 @@ def test_strides_of_inputs(call, dtype, canaries):
             out = function(*moved, **options)
             assert house.same_bits(out, expected), name
             assert out.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (6,), (1,), (5, 6), (5, 1), (4, 1, 6), (2, 1, 5, 6), (2, 4, 1, 1), (2, 4, 5, 6)]
+)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+def test_masks_broadcast(shape, dtype):
+    mask = normals(*shape).to(dtype) if dtype.is_floating_point else normals(*shape) > -0.5
+    values = qkv(grad=True)
+    outs = [
+        lmul.attention(*values, attn_mask=m)
+        for m in (mask, mask.expand(2, 4, 5, 6), mask.expand(2, 4, 5, 6).contiguous())
+    ]
+    gradients = [torch.autograd.grad(out.sum(), values) for out in outs]
+    for out, other in zip(outs[1:], gradients[1:], strict=True):
+        assert house.same_bits(out, outs[0])
+        assert all(map(house.same_bits, other, gradients[0]))
 
 
 @calls
