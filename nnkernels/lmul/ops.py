@@ -315,7 +315,7 @@ def attention(
     algo: str = "auto",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Softmax attention whose two matrix products are L-Mul (arXiv 2410.00907, section 2.3).
+    """Softmax attention whose two matrix products are L-Mul (Luo & Sun, arXiv 2410.00907).
 
     S = L-matmul(q, k^T) * scale plus the mask; the softmax is exact in float32. Memory is linear in
     T and S.
