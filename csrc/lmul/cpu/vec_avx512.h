@@ -48,6 +48,15 @@ struct Vec {
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return _mm512_mask_mov_epi32(no, m, yes); }
   static NNK_VEC Int where(Mask m, Int yes) { return _mm512_maskz_mov_epi32(m, yes); }
 
+  // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
+  static NNK_VEC Int min16(Int a, Int b) { return _mm512_min_epu16(a, b); }
+  static NNK_VEC Int max16(Int a, Int b) { return _mm512_max_epu16(a, b); }
+  static NNK_VEC Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
+  // x where a > b, else 0.
+  static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
+    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(a, b), x);
+  }
+
   static NNK_VEC Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static NNK_VEC Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static NNK_VEC Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }

@@ -55,6 +55,21 @@ struct Vec {
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return m ? yes : no; }
   static NNK_VEC Int where(Mask m, Int yes) { return reinterpret_cast<Int>(m) & yes; }
 
+  // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
+  static NNK_VEC Int min16(Int a, Int b) {
+    return from16(pairs(a) < pairs(b) ? pairs(a) : pairs(b));
+  }
+  static NNK_VEC Int max16(Int a, Int b) {
+    return from16(pairs(a) > pairs(b) ? pairs(a) : pairs(b));
+  }
+  static NNK_VEC Int sub16(Int a, Int b) { return from16(pairs(a) - pairs(b)); }
+  // x where a > b, else 0.
+  static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
+    using Signed16 = int16_t __attribute__((vector_size(16)));
+    const auto greater = reinterpret_cast<Signed16>(a) > reinterpret_cast<Signed16>(b);
+    return reinterpret_cast<Int>(greater) & x;
+  }
+
   static NNK_VEC Float add(Float a, Float b) { return a + b; }
   static NNK_VEC Float sub(Float a, Float b) { return a - b; }
   static NNK_VEC Float mul(Float a, Float b) { return a * b; }
@@ -109,6 +124,11 @@ struct Vec {
       }
     }
   }
+
+ private:
+  using Pairs = uint16_t __attribute__((vector_size(16)));
+  static NNK_VEC Pairs pairs(Int x) { return reinterpret_cast<Pairs>(x); }
+  static NNK_VEC Int from16(Pairs x) { return reinterpret_cast<Int>(x); }
 };
 
 }  // namespace
