@@ -428,7 +428,7 @@ float plain_grad_term(Grad grad, uint32_t g, uint32_t x, uint32_t y, const Optio
     return float_of(mul(o.mode, reduce(g, o.mantissa_bits, o.round), reduced, o.offset));
   }
   const uint32_t steepness = slope(o.mode, reduce(x, o.mantissa_bits, o.round), reduced, o.offset);
-  return float_of(g) * float_of(steepness);
+  return float_of(g) * slope_factor(o.mode, reduced) * float_of(steepness);
 }
 
 float add_grad_term(float sum, Grad grad, uint32_t g, uint32_t x, uint32_t y, const Options& o) {
@@ -436,7 +436,7 @@ float add_grad_term(float sum, Grad grad, uint32_t g, uint32_t x, uint32_t y, co
   if (grad == Grad::lmul) return add_product(sum, reduce(g, o.mantissa_bits, o.round), reduced, o);
   if (grad == Grad::ste) return std::fma(float_of(g), float_of(reduced), sum);
   const uint32_t steepness = slope(o.mode, reduce(x, o.mantissa_bits, o.round), reduced, o.offset);
-  return std::fma(float_of(g), float_of(steepness), sum);
+  return std::fma(float_of(g) * slope_factor(o.mode, reduced), float_of(steepness), sum);
 }
 
 TEST(matmul_gradients) {

@@ -61,8 +61,9 @@ struct Product {
   }
 };
 
-// dL/dx of grad="exact", of reduced words: slope() lane by lane.
-NNK_VEC Vec::Int slope_of(const Plan& plan, Vec::Int x, Vec::Int y) {
+// g times the derivative of grad="exact", of reduced words: slope_factor() and slope() lane by
+// lane.
+NNK_VEC Vec::Float times_slope(const Plan& plan, Vec::Float g, Vec::Int x, Vec::Int y) {
   const auto infinity = Vec::set(kInfinity), mantissa = Vec::set(kMantissaMask);
   const auto x_magnitude = Vec::bit_and(x, Vec::set(kMagnitudeMask));
   const auto y_magnitude = Vec::bit_and(y, Vec::set(kMagnitudeMask));
@@ -73,11 +74,17 @@ NNK_VEC Vec::Int slope_of(const Plan& plan, Vec::Int x, Vec::Int y) {
                                       Vec::greater(infinity, x_magnitude));
     const auto fraction = Vec::where(normal, Vec::bit_and(x, mantissa));
     const auto s = Vec::add(Vec::add(fraction, Vec::bit_and(y, mantissa)), Vec::set(plan.offset));
-    magnitude = Vec::min(Vec::add(magnitude, Vec::bit_and(s, Vec::set(~kMantissaMask))), infinity);
+    const auto large = Vec::greater(y_magnitude, Vec::set(kLargeSlope - 1u));
+    magnitude = Vec::add(magnitude, Vec::bit_and(s, Vec::set(~kMantissaMask)));
+    magnitude = Vec::sub(magnitude, Vec::where(large, Vec::set(2u << 23)));
+    const auto four = Vec::as_int(Vec::set(4.0f)), one = Vec::as_int(Vec::set(1.0f));
+    g = Vec::mul(g, Vec::as_float(Vec::select(large, four, one)));
   }
   magnitude = Vec::where(Vec::greater(y_magnitude, Vec::set(kSmallest - 1u)), magnitude);
-  const auto word = Vec::bit_or(magnitude, Vec::bit_and(y, Vec::set(kSignBit)));
-  return Vec::select(Vec::greater(y_magnitude, infinity), Vec::set(kNaN), word);
+  magnitude = Vec::select(Vec::greater(infinity, y_magnitude), magnitude, infinity);
+  auto slope = Vec::bit_or(magnitude, Vec::bit_and(y, Vec::set(kSignBit)));
+  slope = Vec::select(Vec::greater(y_magnitude, infinity), Vec::set(kNaN), slope);
+  return Vec::mul(g, Vec::as_float(slope));
 }
 
 template <DType dtype>
@@ -166,16 +173,16 @@ void mul_grad_line(const Plan& plan, Grad grad, const Line& g, const Line& x, co
   for (int64_t i = n; i % Vec::lanes != 0; ++i) g_words[i] = x_words[i] = y_words[i] = 0;
   for (int64_t i = 0; i < n; i += Vec::lanes) {
     const auto upstream = Vec::load(g_words + i), other = Vec::load(y_words + i);
-    Vec::Int word;
+    Vec::Float gradient;
     if (grad == Grad::lmul) {
-      word = product(reduce(upstream), reduce(other));
+      gradient = Vec::as_float(product(reduce(upstream), reduce(other)));
+    } else if (grad == Grad::ste) {
+      gradient = Vec::mul(Vec::as_float(upstream), Vec::as_float(reduce(other)));
     } else {
-      const auto slope = grad == Grad::ste
-                             ? reduce(other)
-                             : slope_of(plan, reduce(Vec::load(x_words + i)), reduce(other));
-      word = Vec::as_int(Vec::mul(Vec::as_float(upstream), Vec::as_float(slope)));
+      gradient =
+          times_slope(plan, Vec::as_float(upstream), reduce(Vec::load(x_words + i)), reduce(other));
     }
-    Vec::store(g_words + i, word);
+    Vec::store(g_words + i, Vec::as_int(gradient));
   }
   for (int64_t i = 0; i < n; ++i) out[i] = float_of(g_words[i]);
 }

@@ -20,6 +20,9 @@ struct TermArgs {
   const uint32_t* columns;  // words, at the first group
   int64_t packed_kc;        // rows of a packed group
   uint32_t off;             // OFF of mode bits
+  // Memory to bring into the cache meanwhile: `ahead_step` words for each k.
+  const uint32_t* ahead;
+  int64_t ahead_step;
 };
 
 // bits. The sum of the words is the word of the product: one integer and one float addition.
@@ -110,7 +113,8 @@ struct FormulaTerm {
   }
 };
 
-// formula with underflow: |L| < 2^-126 exactly where the word of mode bits underflows.
+// formula with underflow: |L| < 2^-126 exactly where the word of mode bits underflows, or where
+// only a double carry, which formula does not have, kept it from doing so: at powers below 2^-127.
 struct FormulaGuardedTerm {
   static constexpr int tile_rows = Vec::few_rows, registers = 2;
   struct Row {
@@ -131,7 +135,13 @@ struct FormulaGuardedTerm {
             Vec::sub(magnitude, Vec::set(t.off))};
   }
   static NNK_VEC Float add(Float sum, const Row& r, const Column& c) {
-    const Mask normal = Vec::greater(Vec::add(r.magnitude, c.magnitude), Vec::set(kSmallest - 1u));
+    const Int exponents = Vec::set(kInfinity);
+    const Int column_power =
+        Vec::sub(Vec::bit_and(Vec::as_int(c.power), exponents), Vec::set(kOne));
+    const Int power = Vec::add(Vec::bit_and(Vec::as_int(r.power), exponents), column_power);
+    const Mask normal =
+        Vec::mask_and(Vec::greater(Vec::add(r.magnitude, c.magnitude), Vec::set(kSmallest - 1u)),
+                      Vec::greater(power, Vec::set(~0u)));
     const Float half = Vec::fma_where(normal, r.centred, c.power, sum);
     return Vec::fma_where(normal, r.power, c.y, half);
   }
@@ -170,6 +180,7 @@ template <class Term, int R, int G>
   local.rows[1] += row * kRowStride;
   local.rows[2] += row * kRowStride;
   for (int64_t k = 0; k < kc; ++k) {
+    __builtin_prefetch(local.ahead + k * local.ahead_step);
     const auto column = [&](int v) {
       const int64_t group = v / kVectors, lane = v % kVectors * Vec::lanes;
       return Term::column(local,
