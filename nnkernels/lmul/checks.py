@@ -221,6 +221,10 @@ def check_pack(op, w, *, mantissa_bits=None, mode="bits", round="trunc", offset=
     check_options(op, mantissa_bits, mode, round, offset, "ste")
     if w.dim() != 2:
         raise ValueError(f"{op}: w is {_checks.shape(w)}, expected [N, K]")
+    rows, columns = w.shape
+    # Symbolic sizes are known to be small enough only when the kernel runs.
+    if isinstance(rows, int) and isinstance(columns, int) and packed_size(rows, columns) >= 2**63:
+        raise ValueError(f"{op}: w is {_checks.shape(w)}, too large to pack")
 
 
 def check_attention(

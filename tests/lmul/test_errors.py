@@ -3,6 +3,7 @@ fake kernels a RuntimeError; all name the operator and the argument."""
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +117,9 @@ SHAPES = [
     case("linear", TypeError, "w_packed", w_packed=ones(5)),
     case("linear", ValueError, "w_packed", w_packed=ones(5, 4, dtype=torch.uint8)),
     case("pack", ValueError, r"w is \[4\], expected \[N, K\]", ones(4)),
+    # The lengths exceed int64; the first wraps around to 0.9 GB.
+    case("pack", ValueError, "too large to pack", ones(1, 1).expand(17173580032, 268435456)),
+    case("pack", ValueError, "too large to pack", ones(1, 1).expand(2**31, 2**31)),
 ]
 
 
@@ -285,13 +289,73 @@ def test_packed_is_cut_short(cut):
         lmul.linear(x, w, w_packed=packed[:-cut].clone())
 
 
+def test_packed_options_are_compared_exactly():
+    x, w, _ = inputs("linear")
+    packed = lmul.pack(w, offset=0.5)
+    # Equal in the first six digits.
+    with pytest.raises(ValueError, match=r"offset=0\.5, but .* offset=0\.5000001192092896;"):
+        lmul.linear(x, w, w_packed=packed, offset=0.5 + 2**-23)
+    lmul.linear(x, w, w_packed=packed, offset=0.5)
+
+
+# The header of a packed weight as 32-bit numbers: magic, N, K, mantissa_bits, mode, round, offset.
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        *((index, value) for index in (0, 1) for value in (0, -1)),
+        *((index, value) for index in (2, 4) for value in (0, -1, 2**31 - 1)),
+        *((index, value) for index in (3, 5) for value in (-1, 1, 2**30, 2**31 - 1)),
+        *((6, value) for value in (-1, 0, 24, 2**31 - 1)),
+        *((index, value) for index in (7, 8) for value in (-1, 2, 5, 2**31 - 1)),
+        *((9, value) for value in (-1, 2**23)),
+    ],
+)
+def test_packed_with_another_header(index, value):
+    x, w, _ = inputs("linear")
+    packed = lmul.pack(w)
+    packed.numpy()[:64].view(np.int32)[index] = value
+    with pytest.raises(ValueError, match=r"^lmul_linear: w_packed was not made by lmul_pack"):
+        lmul.linear(x, w, w_packed=packed)
+
+
 def test_forced_word_with_zeros_or_range():
     zero = torch.zeros(2, 4)
-    with pytest.raises(RuntimeError, match="algo='word'"):
+    with pytest.raises(RuntimeError, match=r"^lmul_matmul: algo='word' cannot be exact"):
         lmul.matmul(zero, zero.T, algo="word")
+    with pytest.raises(RuntimeError, match=r"^lmul_linear: algo='word' cannot be exact"):
+        lmul.linear(zero, zero, algo="word")
     wide = torch.tensor([[2.0**100, 1.0]])
-    with pytest.raises(RuntimeError, match="algo='word'"):
-        lmul.matmul(wide, wide.T, algo="word")
+    with pytest.raises(RuntimeError, match=r"^lmul_bmm: algo='word' cannot be exact here: the"):
+        lmul.bmm(wide[None], wide.T[None], algo="word")
+
+
+# ---- memory ----
+
+
+def endless(*shape):
+    """A tensor of one element that claims a shape."""
+    return ones(*[1] * len(shape)).expand(shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "text"),
+    [
+        ("mul", ((2**30, 1), (1, 2**30)), r"cannot allocate \[1073741824, 1073741824\] of Float"),
+        ("matmul", ((2**30, 1), (1, 2**30)), r"cannot allocate \[1073741824, 1073741824\]"),
+        ("bmm", ((1, 2**30, 1), (1, 1, 2**30)), r"cannot allocate \[1, 1073741824, 1073741824\]"),
+        ("linear", ((2**30, 1), (2**30, 1)), r"cannot allocate \[1073741824, 1073741824\]"),
+        # More elements than int64_t counts.
+        ("matmul", ((2**40, 1), (1, 2**40)), r"cannot allocate \[1099511627776, 1099511627776\]"),
+        ("pack", ((2**30, 2**28),), r"cannot allocate \[\d+\] of Byte"),
+        # The result is small, the memory to work in is not.
+        ("matmul", ((300, 2**52), (2**52, 64)), r"not enough memory .* \[300, 4503599627370496\] "),
+        ("linear", ((300, 2**52), (64, 2**52), (64,)), r"not enough memory .* \[64\]"),
+    ],
+)
+def test_lack_of_memory_names_operator_and_shapes(op, shapes, text):
+    for operator in operators(op):
+        with pytest.raises(RuntimeError, match=f"^lmul_{op}: {text}"):
+            operator(*(endless(*shape) for shape in shapes))
 
 
 BACKWARD = {
