@@ -40,7 +40,11 @@ class LMulLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options) -> "LMulLinear":
-        """The layer in the place of `linear`: shares its parameters, hooks and training flag."""
+        """The layer in the place of `linear`: shares its parameters, hooks and training flag. An
+        LMulLinear is returned itself, with these options."""
+        if type(linear) is cls:
+            linear._set_options(**options)
+            return linear
         layer = cls.__new__(cls)
         layer.__dict__.update(linear.__dict__)
         layer._set_options(**options)
