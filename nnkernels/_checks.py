@@ -8,6 +8,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def short(dtype) -> str:
@@ -63,8 +64,20 @@ def shape(value: Tensor) -> str:
     return str(list(value.shape))
 
 
+def refuse_tangents(op: str, *inputs: Tensor | None):
+    """No operator has a forward-mode derivative: the tangent of an input would be lost silently."""
+    if forward_ad._current_level >= 0 and any(
+        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in inputs
+    ):
+        raise NotImplementedError(
+            f"{op}: forward-mode differentiation (dual tensors, torch.func.jvp and jacfwd) is not "
+            "supported; use torch.autograd.grad"
+        )
+
+
 def needs_grad(op: str, grad: str | None, *inputs: Tensor | None) -> bool:
     """Whether autograd must record the call; it cannot where `grad` names no derivative."""
+    refuse_tangents(op, *inputs)
     if not torch.is_grad_enabled():
         return False
     if not any(value is not None and value.requires_grad for value in inputs):

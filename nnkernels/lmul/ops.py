@@ -25,7 +25,7 @@ Options common to all functions:
 import torch
 from torch import Tensor
 
-from nnkernels._checks import needs_grad
+from nnkernels._checks import needs_grad, refuse_tangents
 from nnkernels.lmul import checks
 
 _OPERATORS = {
@@ -363,6 +363,7 @@ def attention(
         "out_dtype": out_dtype,
     }
     checks.check_attention("lmul_attention", q, k, v, grad=grad, **options)
+    refuse_tangents("lmul_attention", attn_mask)
     if torch.is_grad_enabled() and attn_mask is not None and attn_mask.requires_grad:
         raise ValueError("lmul_attention: attn_mask gets no gradient; pass attn_mask.detach()")
     return _run("lmul_attention", (q, k, v), grad, options)
