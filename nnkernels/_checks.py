@@ -20,7 +20,7 @@ def listed(choices) -> str:
 
 
 def tensor(op: str, name: str, value, dtypes):
-    """The value is a tensor of one of these dtypes."""
+    """The value is a dense tensor of one of these dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -28,6 +28,9 @@ def tensor(op: str, name: str, value, dtypes):
             f"{op}: {name} has dtype {short(value.dtype)}, expected one of "
             f"{', '.join(map(short, dtypes))}; convert it with .to(...)"
         )
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else short(value.layout).removeprefix("_")
+        raise TypeError(f"{op}: {name} is a {kind} tensor, expected a dense one")
 
 
 def same_device(op: str, name: str, value: Tensor, first_name: str, first: Tensor):
@@ -39,7 +42,7 @@ def same_device(op: str, name: str, value: Tensor, first_name: str, first: Tenso
 
 
 def out_dtype(op: str, dtype, dtypes):
-    if dtype is not None and dtype not in dtypes:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in dtypes):
         raise TypeError(
             f"{op}: out_dtype is {short(dtype)}, expected one of {', '.join(map(short, dtypes))}"
         )
@@ -58,6 +61,11 @@ def integer(op: str, name: str, value):
 def real(op: str, name: str, value):
     if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymFloat):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__} {value!r}")
+
+
+def boolean(op: str, name: str, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__} {value!r}")
 
 
 def shape(value: Tensor) -> str:

@@ -251,6 +251,7 @@ def check_attention(
         _checks.same_device(op, name, value, "q", q)
     check_options(op, mantissa_bits, mode, round, offset, grad)
     _checks.choice(op, "normalize", normalize, NORMALIZES)
+    _checks.boolean(op, "is_causal", is_causal)
     if scale is not None:
         _checks.real(op, "scale", scale)
     if algo != "auto":

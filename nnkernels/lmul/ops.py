@@ -147,7 +147,8 @@ def matmul(
     Guarantee:
         Every product is the exact bit pattern. Products are summed in float32 in one fixed order
         (k ascending in blocks of 256, block sums ascending), so CPU results do not depend on
-        instruction set, threads or algorithm. Error at most 2e-6 times the sum of |products|.
+        instruction set, threads or algorithm. Error at most (256 + K / 256) 2^-24 times the sum of
+        |products|; on random data 2e-6 times that sum for K up to 16384.
 
     >>> import torch, nnkernels
     >>> a = torch.ones(1, 3)
@@ -229,7 +230,8 @@ def linear(
         x: [..., K]; dtypes as in `mul`. Under autocast x and w are cast as torch's linear would.
         w: [N, K].
         bias: [N] or None; added exactly in float32, takes no part in the result dtype.
-        w_packed: `pack(w)` with the same options: saves preparing w in every call.
+        w_packed: `pack(w)` with the same options: saves preparing w in every call. Products use it
+            in the place of w; pack again when w changes.
         mantissa_bits, mode, round, offset, grad, algo, out_dtype: see the module.
 
     Returns:

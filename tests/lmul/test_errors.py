@@ -2,6 +2,7 @@
 fake kernels a RuntimeError; all name the operator and the argument."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -97,6 +98,7 @@ OPTIONS = [
     ],
     *each(WITH_GRAD, TypeError, "out_dtype is .*expected", out_dtype=torch.float64),
     *each(WITH_GRAD, TypeError, "out_dtype is .*expected", out_dtype=torch.int32),
+    *each(WITH_GRAD, TypeError, "out_dtype is .*expected", raw=False, out_dtype=[1]),
 ]
 
 SHAPES = [
@@ -148,6 +150,7 @@ ATTENTION = [
         ValueError, "attn_mask and is_causal exclude", attn_mask=ones(3, 5), is_causal=True
     ),
     attention_case(TypeError, "scale must be a number", raw=False, scale="1"),
+    attention_case(TypeError, "is_causal must be a bool", raw=False, is_causal="yes"),
 ]
 
 CASES = [*dtype_cases(), *OPTIONS, *SHAPES, *ATTENTION]
@@ -167,6 +170,28 @@ def parametrized(cases):
 def test_function(op, error, message, tensors, options, raw):
     with pytest.raises(error, match=f"^lmul_{op}: .*{message}"):
         getattr(lmul, op)(*(tensors or inputs(op)), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.reshape(-1, x.shape[-1]).to_sparse_csr(), "sparse_csr"),
+        (lambda x: x.to_mkldnn(), "mkldnn"),
+        (lambda x: torch.nested.nested_tensor([x, x]), "nested"),
+        (lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged), "nested"),
+    ],
+    ids=["coo", "csr", "mkldnn", "nested", "jagged"],
+)
+@pytest.mark.parametrize("op", ALL)
+def test_function_wants_dense_tensors(op, change, kind):
+    first, *rest = inputs(op)
+    with warnings.catch_warnings():
+        # torch calls some of these layouts a prototype.
+        warnings.simplefilter("ignore", UserWarning)
+        other = change(first)
+    with pytest.raises(TypeError, match=f"^lmul_{op}: . is a {kind} tensor, expected a dense one"):
+        getattr(lmul, op)(other, *rest)
 
 
 def operators(op):

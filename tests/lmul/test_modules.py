@@ -178,6 +178,20 @@ def test_attention_refuses_at_once(arguments, options, message):
         LMulAttention(*arguments, **options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, 4), {}, "embed_dim must be an int, got NoneType"),
+        ((12, 4.0), {}, "num_heads must be an int, got float"),
+        ((12, 4, "2"), {}, "num_kv_heads must be an int, got str"),
+        ((12, 4), {"is_causal": 1}, "is_causal must be a bool, got int"),
+    ],
+)
+def test_attention_refuses_other_kinds(arguments, options, message):
+    with pytest.raises(TypeError, match=f"^LMulAttention: {message}"):
+        LMulAttention(*arguments, **options)
+
+
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 11), (1, 2, 5, 12)])
 def test_attention_checks_its_input(shape):
     with pytest.raises(ValueError, match=r"^LMulAttention: x is .*expected \[B, T, 12\]"):
