@@ -174,8 +174,8 @@ PlainRow plain_weights(Case& c, int64_t b, int64_t h, int64_t i) {
   const auto weigh = [&] {
     float lanes[kLanes] = {};
     row.weights = x;
-    attention_kernels().weights(a.normalize, row.weights.data(), static_cast<int64_t>(x.size()),
-                                row.M, row.divisor, lanes);
+    attention_kernels().weights(a.normalize, x.data(), static_cast<int64_t>(x.size()), row.M,
+                                row.divisor, row.weights.data(), lanes);
     return sum_of_lanes(lanes);
   };
   row.sum = weigh();
@@ -257,7 +257,7 @@ TEST(weights_are_powers_of_two) {
         x[i] = -static_cast<float>(block * 4096 + static_cast<int64_t>(i)) * 0x1p-15f;
       }
       w = x;
-      kernel.weights(Normalize::before, w.data(), 1 << 12, 0.0f, 1.0f, lanes);
+      kernel.weights(Normalize::before, x.data(), 1 << 12, 0.0f, 1.0f, w.data(), lanes);
       for (size_t i = 0; i < x.size(); ++i) {
         const double exact = std::exp(static_cast<double>(x[i]));
         worst = std::max(worst, std::abs(w[i] - exact) / exact);
@@ -273,7 +273,7 @@ TEST(weights_of_special_scores) {
     for (Normalize normalize : kNormalizes) {
       float x[kLanes] = {0.0f, -kInf, -kMost, -1e30f, kNan, -125.5f * 0.6931472f, -90.0f};
       float lanes[kLanes] = {};
-      attention_kernels().weights(normalize, x, kLanes, 0.0f, 1.0f, lanes);
+      attention_kernels().weights(normalize, x, kLanes, 0.0f, 1.0f, x, lanes);
       CHECK_EQ(x[0], 1.0f);
       CHECK_EQ(word_of(x[1]), kMasked);
       CHECK_EQ(word_of(x[2]), 0u);
@@ -284,7 +284,8 @@ TEST(weights_of_special_scores) {
       // A row of nothing but the most negative number has equal weights.
       float equal[kLanes];
       std::fill_n(equal, kLanes, -kMost);
-      attention_kernels().weights(normalize, equal, kLanes, integer_maximum(-kMost), 1.0f, lanes);
+      attention_kernels().weights(normalize, equal, kLanes, integer_maximum(-kMost), 1.0f, equal,
+                                  lanes);
       CHECK(equal[0] >= 0.5f && equal[0] <= 1.0f && equal[0] == equal[kLanes - 1]);
     }
   });
@@ -299,7 +300,7 @@ TEST(weights_agree_on_every_isa) {
       std::vector<float> x(1 << 14), lanes(kLanes, 0.0f);
       for (float& score : x) score = normal(random);
       const float M = integer_maximum(*std::max_element(x.begin(), x.end()));
-      attention_kernels().weights(normalize, x.data(), 1 << 14, M, 0.37f, lanes.data());
+      attention_kernels().weights(normalize, x.data(), 1 << 14, M, 0.37f, x.data(), lanes.data());
       x.insert(x.end(), lanes.begin(), lanes.end());
       if (first.empty()) first = x;
       check_same(x, first, isa);
@@ -569,6 +570,15 @@ TEST(grad_shapes) {
         check_grad(c, kGrads[seed % 3], what.str());
       }
     }
+  }
+}
+
+// More keys than a tile keeps scores of.
+TEST(many_keys) {
+  for (Normalize normalize : kNormalizes) {
+    Case c(1, 1, 1, 3, 2600, 4, 5, normalize, 7, 40);
+    check_attention(c, "forward");
+    check_grad(c, Grad::ste, "backward");
   }
 }
 

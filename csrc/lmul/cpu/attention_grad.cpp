@@ -265,7 +265,7 @@ class Backward {
     const int64_t query = head.place * a_.T + row;
     for (int64_t r = 0; r < rows; ++r) {
       attention_kernels().weights(a_.normalize, x + r * kKeyStride, keys, job_.M[query + r],
-                                  job_.divisor[query + r], lanes);
+                                  job_.divisor[query + r], x + r * kKeyStride, lanes);
     }
     if (!job_.need_k) return;
     kernels().pack_rows(job_.upstream.rows, gradient(head, row), rows, a_.Dv, gradient_block_);
