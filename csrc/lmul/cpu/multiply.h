@@ -102,18 +102,18 @@ void add_tile(const float* sums, int64_t rows, int64_t columns, float flush, flo
   const Int limit = Vec::as_int(Vec::set(flush));
   for (int64_t row = 0; row < rows; ++row, sums += kTileColumns, c += c_stride) {
     for (int64_t column = 0; column < columns; column += Vec::lanes) {
-      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(sums + column));
+      Int sum = Vec::load(sums + column);
       if (flush > 0.0f) {
         const Int magnitude = Vec::bit_and(sum, Vec::set(kMagnitudeMask));
         sum = Vec::select(Vec::greater(limit, magnitude), Vec::set(0u), sum);
       }
-      uint32_t* into = reinterpret_cast<uint32_t*>(c + column);
+      float* into = c + column;
       if (column + Vec::lanes <= columns) {
         const Int before = first ? Vec::set(0u) : Vec::load(into);
         Vec::store(into, Vec::as_int(Vec::add(Vec::as_float(before), Vec::as_float(sum))));
       } else {
         float rest[Vec::lanes];
-        Vec::store(reinterpret_cast<uint32_t*>(rest), sum);
+        Vec::store(rest, sum);
         for (int64_t i = column; i < columns; ++i) {
           c[i] = (first ? 0.0f : c[i]) + rest[i - column];
         }
@@ -169,9 +169,9 @@ void store_as(const float* c, int64_t c_stride, int64_t rows, int64_t columns, c
     const float* from = c + row * c_stride;
     int64_t column = 0;
     for (; column + Vec::lanes <= columns; column += Vec::lanes) {
-      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(from + column));
+      Int sum = Vec::load(from + column);
       if (bias != nullptr) {
-        const Int b = Vec::load(reinterpret_cast<const uint32_t*>(bias + column));
+        const Int b = Vec::load(bias + column);
         sum = Vec::as_int(Vec::add(Vec::as_float(sum), Vec::as_float(b)));
       }
       Vec::store_as<dtype>(out, row * out_stride + column, sum);

@@ -41,27 +41,34 @@ struct RangeOf {
   }
 };
 
-// The same for vectors of bfloat16 pairs, whose words end in 16 zeros.
+// The same for vectors of bfloat16 pairs; of magnitudes that may be subnormal, which count as zero.
 struct PairRangeOf {
   using Int = Vec::Int;
-  Int least = Vec::set(0xFFFFFFFFu), low = Vec::set(0xFFFFFFFFu), high = Vec::set(0u);
+  Int least = Vec::set(0xFFFFFFFFu);
+  Int low = Vec::set(0xFFFFFFFFu);  // of magnitudes less the smallest: zeros wrap to the top
+  Int high = Vec::set(0u);
 
   NNK_VEC void add(Int magnitude) {
     least = Vec::min16(least, magnitude);
-    low = Vec::min16(low, Vec::sub16(magnitude, Vec::set(0x00010001u)));
+    low = Vec::min16(low, Vec::sub16(magnitude, Vec::set(0x00800080u)));
     high = Vec::max16(high, magnitude);
   }
 
-  // What RangeOf knows, with both halves of each pair added.
+  // What RangeOf knows, with both halves of each pair added as words.
   RangeOf words() const {
-    const Int upper = Vec::set(0xFFFF0000u);
+    const Int smallest = Vec::set(kSmallest);
     RangeOf range;
     for (const int half : {0, 16}) {
-      const auto word = [&](Int x) { return Vec::bit_and(Vec::shift_left(x, half), upper); };
-      range.least = Vec::min(range.least, word(least));
-      // A word less 2^16 here, less 1 there.
-      range.low = Vec::min(range.low, Vec::add(word(low), Vec::set(0xFFFFu)));
-      range.high = Vec::max(range.high, word(high));
+      const auto word = [&](Int x) {
+        return Vec::bit_and(Vec::shift_left(x, half), Vec::set(0xFFFF0000u));
+      };
+      const auto flush = [&](Int x) { return Vec::where(Vec::equal(Vec::max(x, smallest), x), x); };
+      range.least = Vec::min(range.least, flush(word(least)));
+      range.high = Vec::max(range.high, flush(word(high)));
+      // Zeros and subnormals, wrapped to the top, stay there.
+      const Int low_word = word(low);
+      const Int less_one = Vec::add(low_word, Vec::set(kSmallest - 1u));
+      range.low = Vec::min(range.low, Vec::max(less_one, low_word));
     }
     return range;
   }
@@ -152,10 +159,9 @@ NNK_VEC int64_t pack_pairs_along_k(Vec::Int off, const Matrix& b, int64_t kc, in
         const char* line = static_cast<const char*>(element(b, k, column));
         // The next block of k: the runs are too short, and too many, for the hardware to prefetch.
         __builtin_prefetch(line + 2 * kSumBlock);
-        const auto x = Vec::load_as<DType::float32>(line, 0);
+        const auto x = Vec::load(line);
         const auto magnitude = Vec::bit_and(x, Vec::set(0x7FFF7FFFu));
-        const auto flushed = Vec::where_greater16(magnitude, Vec::set(0x007F007Fu), magnitude);
-        pair_range.add(flushed);
+        pair_range.add(magnitude);
         square[i] = Vec::where_greater16(magnitude, Vec::set(0x007F007Fu), x);
       }
       Vec::transpose(square);

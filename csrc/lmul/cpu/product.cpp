@@ -35,11 +35,14 @@ class Run {
   }
 
   void operator()() {
+    // The packed words of a narrow type are longer than itself, to be read as often.
+    const bool packed_is_better =
+        p_.b_packed != nullptr && (p_.b.data == nullptr || p_.b.dtype == DType::float32);
+    if (p_.M <= kStreamedRows && !packed_is_better) return stream();
     if (p_.b_packed != nullptr) {
       const PackedMatrix packed = packed_matrix(p_.b_packed);
       return multiply({0, p_.batch, 0, p_.N}, &packed);
     }
-    if (p_.M <= kStreamedRows) return stream();
     const int64_t columns =
         std::clamp<int64_t>(kPackedWords / p_.K / kGroup * kGroup, kGroup, p_.N);
     const int64_t words = PackedMatrix::word_count(p_.K, columns);

@@ -39,8 +39,7 @@ void slope_tile(const uint32_t* g, const Columns& y, const uint32_t* fractions,
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      Vec::store(reinterpret_cast<uint32_t*>(sums + r * kTileColumns + v * Vec::lanes),
-                 Vec::as_int(sum[r][v]));
+      Vec::store(sums + r * kTileColumns + v * Vec::lanes, Vec::as_int(sum[r][v]));
     }
   }
 }

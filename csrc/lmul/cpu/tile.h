@@ -217,7 +217,7 @@ template <class Term, int R, int G>
     float* into = sums + (row + r) * Vec::tile_groups * kGroup;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      Vec::store(reinterpret_cast<uint32_t*>(into + v * Vec::lanes), Vec::as_int(sum[r][v]));
+      Vec::store(into + v * Vec::lanes, Vec::as_int(sum[r][v]));
     }
   }
 }

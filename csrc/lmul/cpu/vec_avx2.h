@@ -23,12 +23,10 @@ struct Vec {
   static NNK_VEC Float set(float x) { return _mm256_set1_ps(x); }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-  static NNK_VEC Int load(const uint32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static NNK_VEC Int load(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
-  static NNK_VEC void store(uint32_t* p, Int x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-  }
+  static NNK_VEC void store(void* p, Int x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 
   static NNK_VEC Float as_float(Int x) { return _mm256_castsi256_ps(x); }
   static NNK_VEC Int as_int(Float x) { return _mm256_castps_si256(x); }
@@ -56,6 +54,7 @@ struct Vec {
   // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
   static NNK_VEC Int min16(Int a, Int b) { return _mm256_min_epu16(a, b); }
   static NNK_VEC Int max16(Int a, Int b) { return _mm256_max_epu16(a, b); }
+  static NNK_VEC Int add16(Int a, Int b) { return _mm256_add_epi16(a, b); }
   static NNK_VEC Int sub16(Int a, Int b) { return _mm256_sub_epi16(a, b); }
   // x where a > b, else 0.
   static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
@@ -148,7 +147,7 @@ struct Vec {
   }
 
  private:
-  static NNK_VEC __m128i load128(const char* p) {
+  static NNK_VEC __m128i load128(const void* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }
 };

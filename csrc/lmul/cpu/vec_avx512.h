@@ -22,8 +22,8 @@ struct Vec {
   static NNK_VEC Float set(float x) { return _mm512_set1_ps(x); }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return set(*p); }
-  static NNK_VEC Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
-  static NNK_VEC void store(uint32_t* p, Int x) { _mm512_storeu_si512(p, x); }
+  static NNK_VEC Int load(const void* p) { return _mm512_loadu_si512(p); }
+  static NNK_VEC void store(void* p, Int x) { _mm512_storeu_si512(p, x); }
 
   static NNK_VEC Float as_float(Int x) { return _mm512_castsi512_ps(x); }
   static NNK_VEC Int as_int(Float x) { return _mm512_castps_si512(x); }
@@ -51,6 +51,7 @@ struct Vec {
   // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
   static NNK_VEC Int min16(Int a, Int b) { return _mm512_min_epu16(a, b); }
   static NNK_VEC Int max16(Int a, Int b) { return _mm512_max_epu16(a, b); }
+  static NNK_VEC Int add16(Int a, Int b) { return _mm512_add_epi16(a, b); }
   static NNK_VEC Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
   // x where a > b, else 0.
   static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
@@ -151,8 +152,8 @@ struct Vec {
   }
 
  private:
-  static NNK_VEC __m256i load256(const char* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static NNK_VEC __m256i load256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
 };
 

@@ -23,12 +23,12 @@ struct Vec {
   static NNK_VEC Float set(float x) { return Float{x, x, x, x}; }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return set(*p); }
-  static NNK_VEC Int load(const uint32_t* p) {
+  static NNK_VEC Int load(const void* p) {
     Int x;
     memcpy(&x, p, sizeof x);
     return x;
   }
-  static NNK_VEC void store(uint32_t* p, Int x) { memcpy(p, &x, sizeof x); }
+  static NNK_VEC void store(void* p, Int x) { memcpy(p, &x, sizeof x); }
 
   static NNK_VEC Float as_float(Int x) { return reinterpret_cast<Float>(x); }
   static NNK_VEC Int as_int(Float x) { return reinterpret_cast<Int>(x); }
@@ -62,6 +62,7 @@ struct Vec {
   static NNK_VEC Int max16(Int a, Int b) {
     return from16(pairs(a) > pairs(b) ? pairs(a) : pairs(b));
   }
+  static NNK_VEC Int add16(Int a, Int b) { return from16(pairs(a) + pairs(b)); }
   static NNK_VEC Int sub16(Int a, Int b) { return from16(pairs(a) - pairs(b)); }
   // x where a > b, else 0.
   static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
