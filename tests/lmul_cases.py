@@ -71,7 +71,8 @@ CARRIES_TWICE = {
 def name(value) -> str:
     """A readable test id of a dtype, a shape or an option."""
     if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.").replace("float8_", "").replace("float", "fp")
+        short = str(value).removeprefix("torch.").removeprefix("float8_")
+        return short.replace("bfloat", "bf").replace("float", "fp")
     if isinstance(value, tuple):
         return "x".join(map(name, value))
     return str(value)

@@ -84,21 +84,21 @@ def test_long_sums_of_one_sign(mode):
     )
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, 12, 13])
 def test_matrices_that_are_packed_in_parts(rows):
     a, b = normals(rows, 1025, dtype=torch.bfloat16), normals(1025, 8209, dtype=torch.bfloat16)
     got = lmul.matmul(a, b)
-    for first in (0, 4000, 8150, 8192):
+    for first in (0, 4000, 4080, 8150):
         part = lmul.matmul(a, b[:, first : first + 60])
-        assert_same_bits(got[:, first : first + 60].contiguous(), part)
-    assert_same_bits(got[:, -3:].float(), ordered_matmul(a, b[:, -3:]).bfloat16().float())
-    c = normals(1024, 1024, seed=2).expand(9, -1, -1)
+        assert_same_bits(got[:, first : first + 60], part)
+    assert_same_bits(got[:, -3:], ordered_matmul(a, b[:, -3:]).bfloat16())
+    bias = normals(8209, seed=1)
+    got = lmul.linear(a, b.mT, bias, out_dtype=torch.float32)
+    assert_same_bits(got, lmul.matmul(a, b, out_dtype=torch.float32) + bias)
+    a, b = a[:, :1024].float(), normals(1024, 1024, seed=2)
     scale = (2.0 ** torch.arange(9))[:, None, None]
-    a = a[:, :1024].float()
-    assert_same_bits(
-        lmul.bmm(a * scale, c * scale, mantissa_bits=7),
-        lmul.matmul(a, c[0], mantissa_bits=7) * scale**2,
-    )
+    got = lmul.bmm(a * scale, b * scale, mantissa_bits=7)
+    assert_same_bits(got, lmul.matmul(a, b, mantissa_bits=7) * scale**2)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -175,16 +175,16 @@ def test_one_is_not_the_identity(isa, m, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("m", [7, 23])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize(("left", "right"), list(itertools.product(ZEROS, repeat=2)))
-def test_zeros(isa, left, right, m, mode):
-    a = with_zeros(normals(31, 300), left)
-    b = with_zeros(normals(41, 300, seed=1), right).mT
-    expected = ordered_matmul(a, b, mantissa_bits=m, mode=mode)
+def test_zeros(isa, left, right, dtype, mode):
+    a = with_zeros(normals(31, 300), left).to(dtype)
+    b = with_zeros(normals(41, 300, seed=1), right).to(dtype).mT
+    expected = ordered_matmul(a, b, mode=mode)
     for algo in ALGOS[mode]:
         if algo == "word" and "none" not in (left, right):
             continue
-        got = lmul.matmul(a, b, mantissa_bits=m, mode=mode, algo=algo)
+        got = lmul.matmul(a, b, mode=mode, algo=algo, out_dtype=torch.float32)
         assert_same_bits(got, expected)
         assert_no_negative_zero(got)
 
@@ -198,13 +198,16 @@ def test_edges(isa, edge, mode, inner, others):
     a, b = torch.full((5, inner), x), torch.full((inner, 19), y)
     if others == "ordinary":
         # The edge in one row and one column, and not in the first term.
-        a = normals(5, inner)
-        b = normals(inner, 19, seed=1)
+        a = normals(5, inner, dtype=torch.bfloat16).float()
+        b = normals(inner, 19, seed=1, dtype=torch.bfloat16).float()
         a[3, inner // 2], b[inner // 2, 17] = x, y
     options = {"mantissa_bits": 7, "mode": mode}
     got = lmul.matmul(a, b, **options)
     assert_no_negative_zero(got)
     assert_no_negative_zero(lmul.linear(a, b.mT, torch.full((19,), -0.0), **options))
+    # Exact in bfloat16, whose words are packed in pairs where they lie along k.
+    x, w = a.bfloat16(), b.mT.bfloat16().contiguous()
+    assert_same_bits(lmul.linear(x, w, out_dtype=torch.float32, **options), got)
     expected = oracle.matmul(a, b, **options).double()
     scale = oracle.matmul_magnitude(a, b, **options)
     finite = expected.isfinite()
@@ -501,20 +504,29 @@ def test_linear(isa, lead, dtype, mode):
         assert_same_bits(lmul.linear(x, transposed(w), bias, mode=mode), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("m", [2, 7, 23])
 @pytest.mark.parametrize("round", ROUNDS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("zeros", ZEROS)
-def test_packed_weights(isa, canaries, zeros, mode, round, m):
+def test_packed_weights(isa, canaries, zeros, mode, round, m, dtype):
     x, w = normals(29, 300), with_zeros(normals(50, 300, seed=1), zeros)
-    x[5, 7], w[9, 11] = 2.0**-80, -(2.0**-90)
+    # The first product is flushed, the second almost overflows.
+    x[5, 7], w[9, 7] = 2.0**-80, -(2.0**-90)
+    x[6, 8], w[10, 8] = 2.0**62, -(2.0**63)
+    x, w = x.to(dtype), w.to(dtype)
     options = {"mantissa_bits": m, "mode": mode, "round": round}
     packed = lmul.pack(w, **options)
     assert_same_bits(packed, lmul.pack(canaries.embed(w, step=2), **options))
-    for rows in (1, 2, 29):
-        expected = lmul.linear(x[:rows], w, **options)
-        assert_same_bits(lmul.linear(x[:rows], w, w_packed=packed, **options), expected)
+    options["out_dtype"] = torch.float32
+    expected = lmul.linear(x, w, **options)
+    if mode == "bits":
+        assert_same_bits(expected, ordered_matmul(x, w.mT, mantissa_bits=m, round=round))
+    for rows in (1, 12, 13, 29):
+        for weight in ({}, {"w_packed": packed}):
+            assert_same_bits(lmul.linear(x[:rows], w, **weight, **options), expected[:rows])
     w[20, 3] = INF
+    del options["out_dtype"]
     packed = lmul.pack(w, **options)
     expected = lmul.linear(x, w, **options)
     assert_same_bits(lmul.linear(x, w, w_packed=packed, **options), expected)
@@ -554,10 +566,11 @@ def test_bmm(isa, canaries, dtype, mode):
 def test_any_matrices(data):
     """Any bit pattern, any options: the promised sum of the defined products."""
     dtypes = [data.draw(st.sampled_from(DTYPES)) for _ in range(2)]
-    rows, inner, columns = (data.draw(st.integers(1, 20)) for _ in range(3))
+    rows, inner, columns = (data.draw(st.integers(1, size)) for size in (20, 70, 40))
     seed = data.draw(st.integers(0, 99))
     a = any_words(rows, inner, dtype=dtypes[0], seed=seed)
     b = any_words(inner, columns, dtype=dtypes[1], seed=seed + 1)
+    a, b = (transposed(x) if data.draw(st.booleans()) else x for x in (a, b))
     options = {
         "mantissa_bits": data.draw(st.none() | st.integers(1, 23)),
         "round": data.draw(st.sampled_from(ROUNDS)),
@@ -575,7 +588,8 @@ def test_algebra(m, mode, round, seed):
     options = {"mantissa_bits": m, "mode": mode, "round": round}
     a, b = normals(6, 40, seed=seed), normals(40, 9, seed=seed + 100)
     got = lmul.matmul(a, b, **options)
-    assert_same_bits(lmul.matmul(-a, b, **options), -got)
+    # Not -got: the sum of nothing but zeros is +0.
+    assert_same_bits(lmul.matmul(-a, b, **options), 0.0 - got)
     assert_same_bits(lmul.matmul(a, b * 2.0**-20, **options), got * 2.0**-20)
     if mode == "bits":
         # In mode "formula" the two parts of a term change places.
