@@ -51,16 +51,16 @@ def assert_defined(x, y, **options):
 )
 @pytest.mark.parametrize("mode", MODES)
 def test_every_bfloat16_word_with_special_values(isa, mode, m, round):
-    options = {"mantissa_bits": m, "mode": mode, "round": round, "out_dtype": torch.float32}
+    options = {"mantissa_bits": m, "mode": mode, "round": round}
     special = SPECIAL.to(torch.bfloat16)[:, None]
-    got = assert_defined(special, EVERY_BFLOAT16, **options)
-    assert set(house.raw(got[got.isnan()]).tolist()) == {0x7FC00000}
-    swapped = lmul.mul(EVERY_BFLOAT16, special, **options)
-    assert_same_bits(swapped, got)
-    assert_same_bits(
-        lmul.mul(special, EVERY_BFLOAT16, **{**options, "out_dtype": torch.bfloat16}),
-        got.to(torch.bfloat16),
-    )
+    expected = assert_defined(special, EVERY_BFLOAT16, out_dtype=torch.float32, **options)
+    assert set(house.raw(expected[expected.isnan()]).tolist()) == {0x7FC00000}
+    # Operands that repeat an element and operands that lie in memory are read in different ways.
+    x, y = (t.contiguous() for t in torch.broadcast_tensors(special, EVERY_BFLOAT16))
+    for out_dtype in (torch.float32, torch.bfloat16):
+        for left, right in ((EVERY_BFLOAT16, special), (x, y), (y, x)):
+            got = lmul.mul(left, right, out_dtype=out_dtype, **options)
+            assert_same_bits(got, expected.to(out_dtype))
 
 
 @pytest.mark.parametrize("out_dtype", [None, *DTYPES], ids=name)
@@ -100,8 +100,9 @@ def test_every_pair_of_dtypes(isa, dtypes, mode):
     # Every result dtype, so that products also leave the range of the narrow ones.
     for out_dtype in (None, *DTYPES):
         got = assert_defined(x, y, mode=mode, out_dtype=out_dtype)
-    mixed = normals(4001, seed=2).to(dtypes[0])
-    got = assert_defined(mixed, y, mode=mode)
+    x, y = (normals(4001, seed=i).to(d) for i, d in enumerate(dtypes))
+    for m, offset in itertools.product((None, 2, 9), (None, 0.0, 0.75, 5 * UNIT)):
+        got = assert_defined(x, y, mode=mode, mantissa_bits=m, offset=offset)
     floats = [torch.float32 if d in FLOAT8 else d for d in dtypes]
     assert got.dtype == torch.promote_types(*floats)
 
