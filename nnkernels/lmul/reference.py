@@ -418,7 +418,8 @@ def _fp32_constant(value: float) -> float:
 
 def _powers_of_two(t: Tensor, live: Tensor) -> Tensor:
     """2^(t - M) as fp32, with M the largest floor(t) of the live entries of a row; else 0."""
-    t = t.masked_fill(~live, 0)
+    # Masks often add the most negative float32, which log2(e) takes to -inf: it stays a number.
+    t = t.masked_fill(~live, 0).clamp(min=-torch.finfo(torch.float32).max)
     i = torch.floor(t).detach()
     # The padding is for rows of no entries, which have no largest one.
     largest = torch.nn.functional.pad(i.masked_fill(~live, -math.inf), (0, 1), value=-math.inf)

@@ -232,6 +232,8 @@ def test_lowest_number_masks_like_infinity(normalize):
     lowest = torch.zeros(20, 300).masked_fill(hidden, torch.finfo(torch.float32).min)
     expected = lmul.attention(q, k, v, attn_mask=~hidden, normalize=normalize)
     assert_same_bits(lmul.attention(q, k, v, attn_mask=lowest, normalize=normalize), expected)
+    by_reference = reference.attention(q, k, v, attn_mask=lowest, normalize=normalize)
+    assert error_of(expected, by_reference) <= 1e-5
     # Where no other key is left, all count the same.
     alike = lmul.attention(q, k, v, normalize=normalize, attn_mask=lowest.fill_(lowest.min()))
     assert error_of(alike, reference.attention(0 * q, k, v, normalize=normalize)) <= 1e-5
