@@ -23,9 +23,10 @@ constexpr int64_t type_size(Type type) {
   return type == Type::float32 || type == Type::int32 ? 4 : type == Type::int8 ? 1 : 2;
 }
 
-// Forces a kernel family; automatic follows the measured costs (cpu/costs.h). All agree bit for
-// bit. One that the instruction set in use lacks falls back to popcount.
-enum class Algo : int { automatic, popcount, nibble, lookup_a, lookup_b };
+// Forces a kernel family and, after the underscore, the operand whose rows share a vector; automatic
+// follows the measured costs (cpu/costs.h). All agree bit for bit. One that the instruction set in
+// use lacks becomes popcount.
+enum class Algo : int { automatic, popcount, nibble_a, nibble_b, lookup_a, lookup_b };
 enum class Pad : int { zero, one, minus_one };
 
 // Element [b, r, c] is at data + b * batch_stride + r * row_stride + c * column_stride, counted in

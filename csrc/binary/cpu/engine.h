@@ -23,6 +23,9 @@ constexpr int64_t kChunkBits = 120;  // bits of a lookup chunk: 15 whole bytes
 constexpr int64_t kGroupBits = 5;
 constexpr int64_t kGroups = 24;  // per chunk
 constexpr int64_t kPatterns = 32;
+// A block of a gradient product: rows of the result, and terms of a sum.
+constexpr int64_t kGradRows = 96;
+constexpr int64_t kGradDepth = 256;
 // Chunks whose counts fit 16 bits.
 constexpr int64_t kSegment = 65535 / kChunkBits;
 
@@ -72,17 +75,21 @@ inline Rows rows_of(const Bits& bits, int64_t K, int64_t batch = 0) {
           bits.row_stride * 4, row_words(K) * 4};
 }
 
+// What a bit tells about an element.
+enum class Plane : int { negative, inside, nonzero };
+
 // How counts become outputs: value = base + ((scale * count) >> shift) - corr, then the epilogue.
 struct Store {
   Epilogue epilogue;  // vectors and `out` of this batch
   int64_t M = 0, N = 0;
   int32_t base = 0, scale = 1, shift = 0;
-  // For a convolution: per row (from `corr_row` on) a vector over N to subtract, or nullptr.
+  // For a convolution: per row of the product a vector over N to subtract, or nullptr.
   const int32_t* const* corr = nullptr;
-  int64_t corr_row = 0;
   int32_t corr_scale = 1;
-  // Output element (m, n) is at (m / plane) * plane_stride + (m % plane) * row_stride +
-  // n * column_stride; for bits, row_stride counts words.
+  // Row 0 of the product is row `first_row` of the output, whose element (m, n) is at
+  // (m / plane) * plane_stride + (m % plane) * row_stride + n * column_stride; for bits, row_stride
+  // counts words.
+  int64_t first_row = 0;
   int64_t plane = INT64_MAX, plane_stride = 0, row_stride = 0, column_stride = 1;
 };
 
@@ -95,11 +102,11 @@ struct Tile {
 
 // One instruction set's kernels. All agree bit for bit. A nullptr is a kernel it lacks.
 struct Kernels {
-  // ---- packing: `bits` and `inside` (may be nullptr) get whole rows of row_words(K).
-  void (*pack_row)(Type type, const void* x, int64_t K, uint32_t* bits, uint32_t* inside);
-  // Up to 32 rows at once, x[r + k * column_stride]; rows of the results are `pitch` words apart.
-  void (*pack_columns)(Type type, const void* x, int64_t column_stride, int64_t rows, int64_t K,
-                       uint32_t* bits, uint32_t* inside, int64_t pitch);
+  // ---- packing: writes whole rows of row_words(K)
+  void (*pack_row)(Type type, Plane plane, const void* x, int64_t K, uint32_t* bits);
+  // Up to 32 rows at once, of x[row + k * column_stride], to bits[row * pitch].
+  void (*pack_columns)(Type type, Plane plane, const void* x, int64_t column_stride, int64_t rows,
+                       int64_t K, uint32_t* bits, int64_t pitch);
   void (*pack_wave)(const float* x, int64_t K, float omega, uint32_t* bits);
 
   // ---- counting: counts[i * stride + j] = mismatches of a[i] and b[j]
@@ -114,16 +121,16 @@ struct Kernels {
   void (*slice)(const Rows& rows, int64_t n, int64_t chunks, uint64_t* slices);
   // index[chunk][row][kGroups] = 8 * pattern.
   void (*index)(const Rows& rows, int64_t n, int64_t chunks, uint8_t* index);
-  // sums[row][panel * columns] += mismatches over `chunks` chunks of one (lookup) or two
-  // (lookup_wide) panels that are `panel_stride` words apart; index rows are `index_rows` a chunk.
-  // Their order inside a row is known to widen.
+  // sums[row][columns] += mismatches over `chunks` chunks, for one panel ([0]) or two ([1]) that are
+  // `panel_stride` words apart. A chunk of the index has `rows` rows. The order of the columns is
+  // known to widen.
   using Lookup = void (*)(const uint64_t* slices, int64_t panel_stride, const uint8_t* index,
-                          int64_t index_rows, int64_t rows, int64_t chunks, uint16_t* sums);
-  Lookup lookup, lookup_wide;
+                          int64_t rows, int64_t chunks, uint16_t* sums);
+  Lookup lookup[2];
   // counts[row * stride + column] = (add ? counts : 0) + sums, for all columns of the panels.
   using Widen = void (*)(const uint16_t* sums, int64_t rows, bool add, int32_t* counts,
                          int64_t stride);
-  Widen widen, widen_wide;
+  Widen widen[2];
 
   void (*store)(const Store& store, const Tile& tile);
 
@@ -134,11 +141,11 @@ struct Kernels {
   void (*int8)(const int8_t* x, int64_t x_pitch, int64_t rows, const uint8_t* t, int64_t quads,
                int32_t* sums, int64_t stride);
 
-  // ---- gradients: c[i * c_stride + k] += sum_j a[j][i] * value(bit k of rows[j]) for k < columns
-  // (a multiple of 32, at most kGradColumns), i < m, j < depth; a [depth][kGradRows]. A nullptr row
-  // is a row of zeros.
+  // ---- gradients: c[i * c_stride + k] += sum_j a[j][i] * value(bit first_bit + k of rows[j]) for
+  // i < m, k < columns (a multiple of 32), j < depth; a is [depth][kGradRows]. A nullptr row is a row
+  // of zeros.
   void (*float_bits)(const float* a, int64_t m, const uint8_t* const* rows, int64_t depth,
-                     int64_t first_bit, int64_t columns, float* signs, float* c, int64_t c_stride);
+                     int64_t first_bit, int64_t columns, float* c, int64_t c_stride);
 };
 
 // The kernels of active_isa().

@@ -1,0 +1,99 @@
+// AVX-512 F, BW, DQ, VL.
+#pragma once
+
+#include <immintrin.h>
+
+#include "binary/cpu/engine.h"
+
+namespace nnkernels::binary {
+namespace {
+
+struct Vec {
+  template <class Int>
+  static uint32_t mask32(const void* p, Int clear, Int lowest, Int last) {
+    const auto* at = static_cast<const char*>(p);
+    if constexpr (sizeof(Int) == 4) {
+      uint32_t mask = 0;
+      for (int i = 0; i < 2; ++i) {
+        const __m512i x = _mm512_and_si512(_mm512_loadu_si512(at + 64 * i), _mm512_set1_epi32(clear));
+        const __mmask16 above = _mm512_cmpgt_epi32_mask(x, _mm512_set1_epi32(lowest));
+        mask |= static_cast<uint32_t>(
+                    _mm512_mask_cmple_epi32_mask(above, x, _mm512_set1_epi32(last)))
+                << (16 * i);
+      }
+      return mask;
+    } else if constexpr (sizeof(Int) == 2) {
+      const __m512i x = _mm512_and_si512(_mm512_loadu_si512(at), _mm512_set1_epi16(clear));
+      const __mmask32 above = _mm512_cmpgt_epi16_mask(x, _mm512_set1_epi16(lowest));
+      return _mm512_mask_cmple_epi16_mask(above, x, _mm512_set1_epi16(last));
+    } else {
+      const __m256i x = _mm256_and_si256(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), _mm256_set1_epi8(clear));
+      const __mmask32 above = _mm256_cmpgt_epi8_mask(x, _mm256_set1_epi8(lowest));
+      return _mm256_mask_cmple_epi8_mask(above, x, _mm256_set1_epi8(last));
+    }
+  }
+
+  static __m512i byte_counts(__m512i x) {
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(x, nibble));
+    const __m512i high =
+        _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(x, 4), nibble));
+    return _mm512_add_epi8(low, high);
+  }
+
+  struct Counter {
+    static constexpr int64_t block = 64, flush_blocks = 31;  // 31 * 8 fits a byte
+    __m512i bytes = _mm512_setzero_si512();
+    __m512i totals = _mm512_setzero_si512();
+
+    void add_difference(const uint8_t* a, const uint8_t* b) {
+      const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+      bytes = _mm512_add_epi8(bytes, byte_counts(x));
+    }
+    void flush() {
+      totals = _mm512_add_epi64(totals, _mm512_sad_epu8(bytes, _mm512_setzero_si512()));
+      bytes = _mm512_setzero_si512();
+    }
+    int64_t count() const { return _mm512_reduce_add_epi64(totals); }
+  };
+  static constexpr int count_rows = 4, count_columns = 2;
+
+  static int64_t ones(uint64_t x) { return __builtin_popcountll(x); }
+
+  // ---- int8
+  static constexpr int int8_lanes = 16;
+  using Bytes = __m512i;
+  using Halves = __m512i;
+  static Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static Bytes broadcast4(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+  }
+  static Halves multiply_add(Halves sum, Bytes t, Bytes x) {
+    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(t, x));
+  }
+  static void add_pairs(Halves sum, int32_t* p) {
+    const __m512i pairs = _mm512_madd_epi16(sum, _mm512_set1_epi16(1));
+    _mm512_storeu_si512(p, _mm512_add_epi32(_mm512_loadu_si512(p), pairs));
+  }
+
+  // ---- float
+  static constexpr int float_lanes = 16, grad_rows = 12, grad_vectors = 2;
+  using Float = __m512;
+  static Float load_float(const float* p) { return _mm512_loadu_ps(p); }
+  static Float broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static void store_float(float* p, Float x) { _mm512_storeu_ps(p, x); }
+  static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float signs(const uint8_t* row, int64_t bit) {
+    uint16_t bits;
+    memcpy(&bits, row + bit / 8, 2);
+    return _mm512_mask_blend_ps(bits, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
+  }
+};
+
+}  // namespace
+}  // namespace nnkernels::binary
