@@ -42,6 +42,13 @@ void tiled_product(const Job& job, Kernel kernel) {
   });
 }
 
+// What a thread needs for a lookup product, kept from call to call.
+struct Scratch {
+  Buffer<uint8_t> index;
+  Buffer<uint16_t> sums;
+  Buffer<int32_t> counts;
+};
+
 // The four-Russians product. Tasks go panel by panel inside a block of rows, whose index a thread
 // builds once.
 void lookup_product(const Job& job) {
@@ -69,31 +76,32 @@ void lookup_product(const Job& job) {
 
   const int64_t tasks = ceil_div(job.a.count, block_rows) * column_blocks;
   parallel_for(job.parallel, tasks, 1, [&](int64_t begin, int64_t end) {
-    Buffer<uint8_t> index(chunks * block_rows * kGroups);
-    Buffer<uint16_t> sums(block_rows * width);
-    Buffer<int32_t> counts((segments > 1 ? block_rows : kStripRows) * width);
+    thread_local Scratch scratch;
+    uint8_t* index = scratch.index.reserve(chunks * block_rows * kGroups);
+    uint16_t* sums = scratch.sums.reserve(block_rows * width);
+    int32_t* counts = scratch.counts.reserve((segments > 1 ? block_rows : kStripRows) * width);
     int64_t indexed = -1;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t m0 = task / column_blocks * block_rows;
       const int64_t n0 = task % column_blocks * width;
       const int64_t rows = std::min(block_rows, job.a.count - m0);
       const int64_t columns = std::min(width, job.b.count - n0);
-      if (indexed != m0) kernel.index(job.a.rows.from(m0), rows, chunks, index.data());
+      if (indexed != m0) kernel.index(job.a.rows.from(m0), rows, chunks, index);
       indexed = m0;
 
       const int panels = columns > kPanel ? 1 : 0;  // which table
       const int64_t tile_width = panels != 0 ? kWide : kPanel;
       for (int64_t segment = 0; segment < segments; ++segment) {
         const int64_t first = segment * kSegment;
-        memset(sums.data(), 0, static_cast<size_t>(rows * tile_width) * sizeof(uint16_t));
+        memset(sums, 0, static_cast<size_t>(rows * tile_width) * sizeof(uint16_t));
         kernel.lookup[panels](
             slices + n0 / kPanel * slice_panel_words(chunks) + first * kChunkBits,
-            slice_panel_words(chunks), index.data() + first * rows * kGroups, rows,
-            std::min(kSegment, chunks - first), sums.data());
+            slice_panel_words(chunks), index + first * rows * kGroups, rows,
+            std::min(kSegment, chunks - first), sums);
         for (int64_t row = 0; row < rows; row += kStripRows) {
           const int64_t strip = std::min(kStripRows, rows - row);
-          int32_t* at = counts.data() + (segments > 1 ? row * tile_width : 0);
-          kernel.widen[panels](sums.data() + row * tile_width, strip, segment > 0, at, tile_width);
+          int32_t* at = counts + (segments > 1 ? row * tile_width : 0);
+          kernel.widen[panels](sums + row * tile_width, strip, segment > 0, at, tile_width);
           if (segment + 1 == segments) {
             job.sink(job.context, {m0 + row, strip, n0, columns, at, tile_width});
           }

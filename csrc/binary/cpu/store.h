@@ -14,7 +14,42 @@ namespace {
 // Columns of a tile at most.
 constexpr int64_t kTileColumns = 2 * kPanel;
 
-inline void to_float16(const float* x, int64_t n, uint16_t* out) {
+// Outputs of this size are written past the caches: rows of a tile lie far apart, so that ordinary
+// stores would each wait for their line to be read first.
+constexpr int64_t kStreamBytes = 1 << 20;
+
+// One row of a tile: output row m, columns n0 to n0 + n.
+struct Row {
+  const Store& store;
+  const int32_t* counts;
+  const int32_t* corr;  // nullptr: none
+  int64_t m, n0, n;
+
+  template <class T>
+  void dots(T* out) const {
+    const int32_t base = store.base, scale = store.scale, shift = store.shift;
+    if (corr == nullptr) {
+      for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift));
+      return;
+    }
+    const int32_t corr_scale = store.corr_scale;
+    for (int64_t j = 0; j < n; ++j) {
+      out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift) - corr_scale * corr[j]);
+    }
+  }
+};
+
+Row row_of(const Store& store, const Tile& tile, int64_t row) {
+  const int32_t* corr = store.corr != nullptr ? store.corr[tile.m0 + row] : nullptr;
+  return {store,
+          tile.counts + row * tile.stride,
+          corr != nullptr ? corr + tile.n0 : nullptr,
+          store.first_row + tile.m0 + row,
+          tile.n0,
+          tile.columns};
+}
+
+void to_float16(const float* x, int64_t n, uint16_t* out) {
   int64_t i = 0;
 #if defined(__F16C__)
   for (; i + 8 <= n; i += 8) {
@@ -25,29 +60,25 @@ inline void to_float16(const float* x, int64_t n, uint16_t* out) {
   for (; i < n; ++i) out[i] = word_to_float16(word_of(x[i]));
 }
 
-// One row of `n` dots to outputs of one type.
-void store_row(const Store& store, const int32_t* dots, int64_t m, int64_t n0, int64_t n,
-               void* out) {
-  const Epilogue& e = store.epilogue;
-  if (e.type == Type::int32) {
-    memcpy(out, dots, static_cast<size_t>(n) * sizeof(int32_t));
-    return;
-  }
-  if (e.type == Type::int16) {
-    for (int64_t j = 0; j < n; ++j) static_cast<int16_t*>(out)[j] = static_cast<int16_t>(dots[j]);
-    return;
-  }
+void store_row(const Row& row, void* out) {
+  const Epilogue& e = row.store.epilogue;
+  const int64_t n = row.n;
+  if (e.type == Type::int32) return row.dots(static_cast<int32_t*>(out));
+  if (e.type == Type::int16) return row.dots(static_cast<int16_t*>(out));
   float buffer[kTileColumns];
   float* y = e.type == Type::float32 ? static_cast<float*>(out) : buffer;
-  for (int64_t j = 0; j < n; ++j) y[j] = static_cast<float>(dots[j]);
+  row.dots(y);
   if (e.row_scale != nullptr) {
-    for (int64_t j = 0; j < n; ++j) y[j] *= e.row_scale[m];
+    const float scale = e.row_scale[row.m];
+    for (int64_t j = 0; j < n; ++j) y[j] *= scale;
   }
   if (e.column_scale != nullptr) {
-    for (int64_t j = 0; j < n; ++j) y[j] *= e.column_scale[n0 + j];
+    const float* scale = e.column_scale + row.n0;
+    for (int64_t j = 0; j < n; ++j) y[j] *= scale[j];
   }
   if (e.bias != nullptr) {
-    for (int64_t j = 0; j < n; ++j) y[j] += e.bias[n0 + j];
+    const float* bias = e.bias + row.n0;
+    for (int64_t j = 0; j < n; ++j) y[j] += bias[j];
   }
   auto* narrow = static_cast<uint16_t*>(out);
   if (e.type == Type::bfloat16) {
@@ -57,87 +88,88 @@ void store_row(const Store& store, const int32_t* dots, int64_t m, int64_t n0, i
   }
 }
 
-// One row of `n` dots to whole words of bits.
-void store_bits(const Epilogue& e, const int32_t* dots, int64_t n0, int64_t n, uint32_t* words) {
-  for (int64_t j0 = 0; j0 < n; j0 += 32) {
-    const int64_t count = n - j0 < 32 ? n - j0 : 32;
-    uint32_t word = 0;
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t column = n0 + j0 + j;
-      word |= threshold_bit(dots[j0 + j], e.thresh[column], e.dir[column]) << j;
-    }
-    words[j0 / 32] = word;
-  }
-}
-
-void row_dots(const Store& store, const Tile& tile, int64_t row, int32_t* dots) {
-  const int32_t* counts = tile.counts + row * tile.stride;
-  for (int64_t j = 0; j < tile.columns; ++j) {
-    dots[j] = store.base + ((store.scale * counts[j]) >> store.shift);
-  }
-  if (store.corr == nullptr) return;
-  const int32_t* corr = store.corr[tile.m0 + row];
-  if (corr == nullptr) return;
-  for (int64_t j = 0; j < tile.columns; ++j) dots[j] -= store.corr_scale * corr[tile.n0 + j];
-}
-
 // Copies x [rows][columns] to out[row * row_stride + column * column_stride].
 template <class T>
 void scatter(const void* x, int64_t rows, int64_t columns, void* out, int64_t row_stride,
              int64_t column_stride) {
   const auto* from = static_cast<const T*>(x);
-  auto* to = static_cast<T*>(out);
   for (int64_t j = 0; j < columns; ++j) {
-    for (int64_t i = 0; i < rows; ++i) to[i * row_stride + j * column_stride] = from[i * columns + j];
+    T* to = static_cast<T*>(out) + j * column_stride;
+    for (int64_t i = 0; i < rows; ++i) to[i * row_stride] = from[i * columns + j];
+  }
+}
+
+void store_values(const Store& store, const Tile& tile) {
+  // Rows collected before they are scattered.
+  constexpr int64_t block = 16;
+  const int64_t size = type_size(store.epilogue.type);
+  const auto address = [&](int64_t m) {
+    return static_cast<char*>(store.epilogue.out) +
+           (m / store.plane * store.plane_stride + m % store.plane * store.row_stride +
+            tile.n0 * store.column_stride) *
+               size;
+  };
+  alignas(64) char rows[block * kTileColumns * 4];
+  if (store.column_stride == 1) {
+    const int64_t bytes = tile.columns * size;
+    const bool streamed = store.M * store.N * size >= kStreamBytes && bytes % 64 == 0 &&
+                          store.row_stride * size % 64 == 0 &&
+                          reinterpret_cast<uintptr_t>(address(store.first_row)) % 64 == 0;
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const Row row = row_of(store, tile, i);
+      store_row(row, streamed ? rows : address(row.m));
+      if (streamed) Vec::stream(rows, bytes, address(row.m));
+    }
+    return;
+  }
+  for (int64_t i = 0; i < tile.rows;) {
+    const int64_t m = store.first_row + tile.m0 + i;
+    // A block stays within a plane.
+    int64_t count = store.plane - m % store.plane;
+    if (count > block) count = block;
+    if (count > tile.rows - i) count = tile.rows - i;
+    for (int64_t r = 0; r < count; ++r) {
+      store_row(row_of(store, tile, i + r), rows + r * tile.columns * size);
+    }
+    const auto copy = size == 4 ? scatter<uint32_t> : scatter<uint16_t>;
+    copy(rows, count, tile.columns, address(m), store.row_stride, store.column_stride);
+    i += count;
+  }
+}
+
+void store_bits(const Store& store, const Tile& tile) {
+  // dir * dot < limit stands for all three rules.
+  int32_t limits[kTileColumns], dirs[kTileColumns];
+  for (int64_t j = 0; j < tile.columns; ++j) {
+    const int32_t thresh = store.epilogue.thresh[tile.n0 + j];
+    dirs[j] = store.epilogue.dir[tile.n0 + j];
+    // Dots are above INT32_MIN, so its negative may be rounded down.
+    limits[j] = dirs[j] > 0   ? thresh
+                : dirs[j] < 0 ? -(thresh == INT32_MIN ? thresh + 1 : thresh)
+                              : thresh != 0;
+  }
+  const int64_t words = ceil_div(tile.columns, 32);
+  const bool last = tile.n0 + tile.columns == store.N;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    int32_t below[kTileColumns];
+    const Row row = row_of(store, tile, i);
+    row.dots(below);
+    for (int64_t j = 0; j < tile.columns; ++j) below[j] = dirs[j] * below[j] < limits[j] ? -1 : 0;
+    for (int64_t j = tile.columns; j < words * 32; ++j) below[j] = 0;
+    auto* out = static_cast<uint32_t*>(store.epilogue.out) + row.m * store.row_stride;
+    for (int64_t word = 0; word < words; ++word) {
+      out[tile.n0 / 32 + word] = Vec::mask32<int32_t>(below + 32 * word, -1, INT32_MIN, -1);
+    }
+    // The words after the last column are pad.
+    for (int64_t word = tile.n0 / 32 + words; last && word < store.row_stride; ++word) out[word] = 0;
   }
 }
 
 void store_tile(const Store& store, const Tile& tile) {
-  const Epilogue& e = store.epilogue;
-  const bool to_bits = e.dir != nullptr;
-  const int64_t size = to_bits ? 4 : type_size(e.type);
-  // Rows collected before they are scattered.
-  constexpr int64_t block = 16;
-  alignas(64) char rows[block * kTileColumns * 4];
-  int32_t dots[kTileColumns];
-  const auto address = [&](int64_t m, int64_t n) {
-    return static_cast<char*>(e.out) +
-           (m / store.plane * store.plane_stride + m % store.plane * store.row_stride +
-            n * store.column_stride) *
-               size;
-  };
-  for (int64_t i = 0; i < tile.rows;) {
-    const int64_t m = store.first_row + tile.m0 + i;
-    row_dots(store, tile, i, dots);
-    if (to_bits) {
-      auto* words = reinterpret_cast<uint32_t*>(address(m, 0)) + tile.n0 / 32;
-      store_bits(e, dots, tile.n0, tile.columns, words);
-      // The row's last words are pad.
-      if (tile.n0 + tile.columns == store.N) {
-        const int64_t first = ceil_div(store.N, 32), last = row_words(store.N);
-        memset(reinterpret_cast<uint32_t*>(address(m, 0)) + first, 0, (last - first) * 4);
-      }
-      ++i;
-    } else if (store.column_stride == 1) {
-      store_row(store, dots, m, tile.n0, tile.columns, address(m, tile.n0));
-      ++i;
-    } else {
-      int64_t count = store.plane - m % store.plane;
-      if (count > block) count = block;
-      if (count > tile.rows - i) count = tile.rows - i;
-      for (int64_t r = 0; r < count; ++r) {
-        if (r > 0) row_dots(store, tile, i + r, dots);
-        store_row(store, dots, m + r, tile.n0, tile.columns, rows + r * tile.columns * size);
-      }
-      if (size == 4) {
-        scatter<uint32_t>(rows, count, tile.columns, address(m, tile.n0), store.row_stride,
-                          store.column_stride);
-      } else {
-        scatter<uint16_t>(rows, count, tile.columns, address(m, tile.n0), store.row_stride,
-                          store.column_stride);
-      }
-      i += count;
-    }
+  if (store.epilogue.dir != nullptr) {
+    store_bits(store, tile);
+  } else {
+    store_values(store, tile);
   }
 }
 

@@ -77,6 +77,14 @@ struct Vec {
 
   static int64_t ones(uint64_t x) { return __builtin_popcountll(x); }
 
+  // Both aligned to 64 bytes, which divide the size.
+  static void stream(const void* from, int64_t bytes, void* to) {
+    for (int64_t i = 0; i < bytes / 32; ++i) {
+      _mm256_stream_si256(static_cast<__m256i*>(to) + i,
+                          _mm256_load_si256(static_cast<const __m256i*>(from) + i));
+    }
+  }
+
   // ---- int8
   static constexpr int int8_lanes = 8;
   using Bytes = __m256i;

@@ -63,6 +63,14 @@ struct Vec {
 
   static int64_t ones(uint64_t x) { return __builtin_popcountll(x); }
 
+  // Both aligned to 64 bytes, which divide the size.
+  static void stream(const void* from, int64_t bytes, void* to) {
+    for (int64_t i = 0; i < bytes / 64; ++i) {
+      _mm512_stream_si512(static_cast<__m512i*>(to) + i,
+                          _mm512_load_si512(static_cast<const __m512i*>(from) + i));
+    }
+  }
+
   // ---- int8
   static constexpr int int8_lanes = 16;
   using Bytes = __m512i;

@@ -37,6 +37,10 @@ struct Vec {
   static constexpr int count_rows = 1, count_columns = 1;
   static int64_t ones(uint64_t x) { return count_ones(x); }
 
+  static void stream(const void* from, int64_t bytes, void* to) {
+    memcpy(to, from, static_cast<size_t>(bytes));
+  }
+
   // ---- int8: lanes of four products, summed in 16 bits, then in 32
   static constexpr int int8_lanes = 4;
   struct Bytes {
