@@ -23,9 +23,9 @@ constexpr int64_t type_size(Type type) {
   return type == Type::float32 || type == Type::int32 ? 4 : type == Type::int8 ? 1 : 2;
 }
 
-// Forces a kernel family and, after the underscore, the operand whose rows share a vector; automatic
-// follows the measured costs (cpu/costs.h). All agree bit for bit. One that the instruction set in
-// use lacks becomes popcount.
+// Forces a kernel family and, after the underscore, the operand whose rows share a vector;
+// automatic follows the measured costs (cpu/costs.h). All agree bit for bit. One that the
+// instruction set in use lacks becomes popcount.
 enum class Algo : int { automatic, popcount, nibble_a, nibble_b, lookup_a, lookup_b };
 enum class Pad : int { zero, one, minus_one };
 

@@ -9,8 +9,9 @@
 
 namespace nnkernels::binary {
 
-// Is the number below zero? `code` is the bit pattern, sign-extended; `infinity` that of its format.
-// Comparing integers keeps subnormals, whatever the mode of the FPU; -0 and NaN are not negative.
+// Is the number below zero? `code` is the bit pattern, sign-extended; `infinity` that of its
+// format. Comparing integers keeps subnormals, whatever the mode of the FPU; -0 and NaN are not
+// negative.
 template <class Int>
 NNK_HD bool is_negative(Int code, Int infinity) {
   // Negative numbers are the codes from min + 1 to min + infinity.

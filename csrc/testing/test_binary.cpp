@@ -91,7 +91,8 @@ Floats random_floats(int64_t count, uint32_t seed) {
 
 template <class T>
 bool same(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 // ---- packing
@@ -113,9 +114,9 @@ double value_of(Type type, uint32_t code) {
   }
 }
 
-constexpr float kSpecials[] = {0.0f,      -0.0f,     1.0f,      -1.0f,     1e-45f,  -1e-45f,
-                               6e-8f,     -6e-8f,    INFINITY,  -INFINITY, NAN,     -NAN,
-                               1.0000001f, -1.0000001f, 3.4e38f, -3.4e38f, 0.5f,    -3.2f};
+constexpr float kSpecials[] = {0.0f,       -0.0f,       1.0f,     -1.0f,     1e-45f, -1e-45f,
+                               6e-8f,      -6e-8f,      INFINITY, -INFINITY, NAN,    -NAN,
+                               1.0000001f, -1.0000001f, 3.4e38f,  -3.4e38f,  0.5f,   -3.2f};
 
 // x as a buffer of `type` with these strides, and its elements in order.
 struct Elements {
@@ -126,16 +127,16 @@ struct Elements {
 Elements elements(Type type, int64_t batch, int64_t rows, int64_t columns, const Strided& x) {
   Elements result;
   const int64_t size = type_size(type);
-  const int64_t last = (batch - 1) * x.batch_stride + (rows - 1) * x.row_stride +
-                       (columns - 1) * x.column_stride;
+  const int64_t last =
+      (batch - 1) * x.batch_stride + (rows - 1) * x.row_stride + (columns - 1) * x.column_stride;
   result.data.resize((last + 1) * size);
   std::mt19937 random(7);
   for (int64_t i = 0; i < batch * rows * columns; ++i) {
     const float special = kSpecials[random() % std::size(kSpecials)];
     const float plain = static_cast<float>(static_cast<int32_t>(random())) / 1e9f;
     const uint32_t code = code_of(type, random() % 3 == 0 && type != Type::int8 ? special : plain);
-    const int64_t at = i / (rows * columns) * x.batch_stride +
-                       i / columns % rows * x.row_stride + i % columns * x.column_stride;
+    const int64_t at = i / (rows * columns) * x.batch_stride + i / columns % rows * x.row_stride +
+                       i % columns * x.column_stride;
     std::memcpy(result.data.data() + at * size, &code, size);
     result.values.push_back(value_of(type, code));
   }
@@ -238,8 +239,8 @@ TEST(unpack) {
   for (const int64_t K : {1, 33, 257}) {
     const Signs signs = random_signs(5, K, 11);
     const Ints bits = bits_of(signs);
-    for (const Type type : {Type::float32, Type::bfloat16, Type::float16, Type::int8, Type::int16,
-                            Type::int32}) {
+    for (const Type type :
+         {Type::float32, Type::bfloat16, Type::float16, Type::int8, Type::int16, Type::int32}) {
       std::vector<char> out(5 * K * type_size(type));
       unpack({bits.data(), 0, row_words(K)}, 5, K, out.data(), type, scattered());
       bool right = true;
@@ -572,8 +573,14 @@ TEST(planes_matmul) {
   }
   for_each_isa([&] {
     Ints out(M * N);
-    planes_matmul({a_planes, b_planes, M, N, K, {a_bits.data(), M * width, width},
-                   {b_bits.data(), N * width, width}, out.data()},
+    planes_matmul({a_planes,
+                   b_planes,
+                   M,
+                   N,
+                   K,
+                   {a_bits.data(), M * width, width},
+                   {b_bits.data(), N * width, width},
+                   out.data()},
                   scattered());
     CHECK(same(out, expected));
   });
@@ -751,7 +758,8 @@ TEST(linear_grad) {
   for (const int64_t M : {1, 13, 300}) {
     for (const int64_t K : {1, 33, 1100}) {
       const int64_t N = 70, width = row_words(K);
-      const Signs x = random_signs(M, K, 1), w = random_signs(N, K, 2), mask = random_signs(M, K, 3);
+      const Signs x = random_signs(M, K, 1), w = random_signs(N, K, 2),
+                  mask = random_signs(M, K, 3);
       const Ints x_bits = bits_of(x), w_bits = bits_of(w), inside = bits_of(mask);
       const Floats g = random_floats(M * N, 4), alpha = random_floats(N, 5);
       std::vector<double> grad_x(M * K), grad_w(N * K), grad_alpha(N);
@@ -769,9 +777,17 @@ TEST(linear_grad) {
       Floats first;
       for_each_isa([&] {
         Floats out_x(M * K), out_w(N * K), out_alpha(N);
-        linear_grad({M, N, K, {g.data(), Type::float32, 0, 1, M}, alpha.data(),
-                     {x_bits.data(), 0, width}, {w_bits.data(), 0, width}, {inside.data(), 0, width},
-                     out_x.data(), out_w.data(), out_alpha.data()},
+        linear_grad({M,
+                     N,
+                     K,
+                     {g.data(), Type::float32, 0, 1, M},
+                     alpha.data(),
+                     {x_bits.data(), 0, width},
+                     {w_bits.data(), 0, width},
+                     {inside.data(), 0, width},
+                     out_x.data(),
+                     out_w.data(),
+                     out_alpha.data()},
                     scattered());
         CHECK(error(out_x, grad_x) < 1e-6);
         CHECK(error(out_w, grad_w) < 2e-6);
@@ -817,8 +833,15 @@ TEST(conv2d_grad) {
     Floats first;
     for_each_isa([&] {
       Floats out_x(grad_x.size()), out_w(grad_w.size()), out_alpha(s.O);
-      conv2d_grad({s, {g.data(), Type::float32, s.O * plane, 1, plane}, alpha.data(), x.data(),
-                   w.data(), inside.data(), out_x.data(), {s.H * s.W * s.C, s.C, 1}, out_w.data(),
+      conv2d_grad({s,
+                   {g.data(), Type::float32, s.O * plane, 1, plane},
+                   alpha.data(),
+                   x.data(),
+                   w.data(),
+                   inside.data(),
+                   out_x.data(),
+                   {s.H * s.W * s.C, s.C, 1},
+                   out_w.data(),
                    out_alpha.data()},
                   scattered());
       CHECK(error(out_x, grad_x) < 1e-6);

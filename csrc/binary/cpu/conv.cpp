@@ -69,8 +69,8 @@ void gather_weights(const ConvShape& s, const int32_t* w, int64_t first, int64_t
   memset(out, 0, static_cast<size_t>(count * bytes));
   for (int64_t o = 0; o < count; ++o) {
     for (int64_t tap = 0; tap < taps; ++tap) {
-      memcpy(out + o * bytes + tap * words * 4,
-             w + ((first + o) * taps + tap) * s.group_words(), static_cast<size_t>(words) * 4);
+      memcpy(out + o * bytes + tap * words * 4, w + ((first + o) * taps + tap) * s.group_words(),
+             static_cast<size_t>(words) * 4);
     }
   }
 }
@@ -197,7 +197,8 @@ void store_signs(const Conv2dArgs& args, int64_t first, int64_t pixels, const in
   store.scale = 1;
   parallel_for(parallel, pixels, 64, [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < O; n += kPanel) {
-      kernels().store(store, {begin, end - begin, n, std::min(kPanel, O - n), dots + begin * O + n, O});
+      kernels().store(store,
+                      {begin, end - begin, n, std::min(kPanel, O - n), dots + begin * O + n, O});
     }
   });
 }

@@ -5,11 +5,11 @@
 namespace nnkernels::binary {
 
 struct Costs {
-  double popcount_pair, popcount_block;  // a pair of rows, and 256 bits of it
-  double nibble_row, nibble_spread;      // 192 bits: one row with 64, and preparing the 64
-  double lookup_row[2], lookup_table[2]; // 120 bits: one row with 64 or 128, and the table of them
-  double slice, index;                   // 120 bits: slicing 64 rows, indexing one
-  double transpose;                      // an element of the result
+  double popcount_pair, popcount_block;   // a pair of rows, and 256 bits of it
+  double nibble_row, nibble_spread;       // 192 bits: one row with 64, and preparing the 64
+  double lookup_row[2], lookup_table[2];  // 120 bits: one row with 64 or 128, and the table of them
+  double slice, index;                    // 120 bits: slicing 64 rows, indexing one
+  double transpose;                       // an element of the result
 };
 
 constexpr Costs kScalarCosts = {5.0, 20.0, 0, 0, {0, 0}, {0, 0}, 0, 0, 1.0};

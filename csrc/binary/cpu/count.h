@@ -52,8 +52,7 @@ void count_rows(const Rows& a, const Rows& b, int64_t n, int32_t* counts, int64_
   for (; j < n; ++j) count_tile<R, 1>(a, b.from(j), counts + j, stride);
 }
 
-void popcount(const Rows& a, int64_t m, const Rows& b, int64_t n, int32_t* counts,
-              int64_t stride) {
+void popcount(const Rows& a, int64_t m, const Rows& b, int64_t n, int32_t* counts, int64_t stride) {
   constexpr int R = Vec::count_rows;
   int64_t i = 0;
   for (; i + R <= m; i += R) count_rows<R>(a.from(i), b, n, counts + i * stride, stride);

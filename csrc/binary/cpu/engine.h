@@ -121,9 +121,9 @@ struct Kernels {
   void (*slice)(const Rows& rows, int64_t n, int64_t chunks, uint64_t* slices);
   // index[chunk][row][kGroups] = 8 * pattern.
   void (*index)(const Rows& rows, int64_t n, int64_t chunks, uint8_t* index);
-  // sums[row][columns] += mismatches over `chunks` chunks, for one panel ([0]) or two ([1]) that are
-  // `panel_stride` words apart. A chunk of the index has `rows` rows. The order of the columns is
-  // known to widen.
+  // sums[row][columns] += mismatches over `chunks` chunks, for one panel ([0]) or two ([1]) that
+  // are `panel_stride` words apart. A chunk of the index has `rows` rows. The order of the columns
+  // is known to widen.
   using Lookup = void (*)(const uint64_t* slices, int64_t panel_stride, const uint8_t* index,
                           int64_t rows, int64_t chunks, uint16_t* sums);
   Lookup lookup[2];
@@ -142,8 +142,8 @@ struct Kernels {
                int32_t* sums, int64_t stride);
 
   // ---- gradients: c[i * c_stride + k] += sum_j a[j][i] * value(bit first_bit + k of rows[j]) for
-  // i < m, k < columns (a multiple of 32), j < depth; a is [depth][kGradRows]. A nullptr row is a row
-  // of zeros.
+  // i < m, k < columns (a multiple of 32), j < depth; a is [depth][kGradRows]. A nullptr row is a
+  // row of zeros.
   void (*float_bits)(const float* a, int64_t m, const uint8_t* const* rows, int64_t depth,
                      int64_t first_bit, int64_t columns, float* c, int64_t c_stride);
 };

@@ -67,7 +67,8 @@ class AlphaSums {
   }
   void finish() {
     if (out_ == nullptr) return;
-    std::transform(sums_.begin(), sums_.end(), out_, [](double x) { return static_cast<float>(x); });
+    std::transform(sums_.begin(), sums_.end(), out_,
+                   [](double x) { return static_cast<float>(x); });
   }
 
  private:

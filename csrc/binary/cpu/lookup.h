@@ -53,13 +53,14 @@ typename Vectors<bytes>::Byte flip(uint64_t first, uint64_t second) {
 #if defined(__AVX512BW__)
     // Byte 4 * i + b tests bit 16 * b + i: byte 2 * b + i / 8 of the word, bit i % 8.
     const __m512i even = _mm512_set1_epi32(0x06040200);
-    const __m512i place = _mm512_mask_add_epi8(even, 0xFFFFFFFF00000000u, even,
-                                               _mm512_set1_epi8(1));
-    const __m512i bit = _mm512_sllv_epi32(
-        _mm512_set1_epi32(0x01010101),
-        _mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0));
+    const __m512i place =
+        _mm512_mask_add_epi8(even, 0xFFFFFFFF00000000u, even, _mm512_set1_epi8(1));
+    const __m512i bit =
+        _mm512_sllv_epi32(_mm512_set1_epi32(0x01010101),
+                          _mm512_set_epi32(7, 6, 5, 4, 3, 2, 1, 0, 7, 6, 5, 4, 3, 2, 1, 0));
     const __m512i low = _mm512_shuffle_epi8(_mm512_set1_epi64(static_cast<int64_t>(first)), place);
-    const __m512i high = _mm512_shuffle_epi8(_mm512_set1_epi64(static_cast<int64_t>(second)), place);
+    const __m512i high =
+        _mm512_shuffle_epi8(_mm512_set1_epi64(static_cast<int64_t>(second)), place);
     const __m512i all = _mm512_set1_epi8(17);
     const __m512i less =
         _mm512_mask_sub_epi8(all, _mm512_test_epi8_mask(low, bit), all, _mm512_set1_epi8(2));
@@ -182,8 +183,8 @@ inline void index_chunk(const uint8_t* bytes, uint8_t* index) {
   // A group of 8 indices comes from 5 bytes; each 16-bit lane takes the two bytes that hold it.
   const __m128i place = _mm_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5);
   // Moves the group, at bit 5 * i % 8 of its lane, to bits 11 to 15.
-  const __m128i move = _mm_setr_epi16(1 << 11, 1 << 6, 1 << 9, 1 << 4, 1 << 7, 1 << 10, 1 << 5,
-                                      1 << 8);
+  const __m128i move =
+      _mm_setr_epi16(1 << 11, 1 << 6, 1 << 9, 1 << 4, 1 << 7, 1 << 10, 1 << 5, 1 << 8);
   const __m128i keep = _mm_set1_epi16(0xF8);
   __m128i lanes[3];
   for (int i = 0; i < 3; ++i) {

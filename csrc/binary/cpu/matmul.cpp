@@ -27,9 +27,8 @@ Store batch_store(const Epilogue& epilogue, int64_t batch, int64_t M, int64_t N)
 void matmul(const MatmulArgs& args, const Parallel& parallel) {
   for (int64_t batch = 0; batch < args.batch; ++batch) {
     const Operand a{rows_of(args.a, args.K, batch), args.M};
-    const Operand b = args.b_packed != nullptr
-                          ? packed_operand(args.b_packed, args.N, args.K)
-                          : Operand{rows_of(args.b, args.K, batch), args.N};
+    const Operand b = args.b_packed != nullptr ? packed_operand(args.b_packed, args.N, args.K)
+                                               : Operand{rows_of(args.b, args.K, batch), args.N};
     Store store = batch_store(args.epilogue, batch, args.M, args.N);
     if (!args.hamming) {
       store.base = static_cast<int32_t>(args.K);
@@ -143,8 +142,8 @@ void add_planes(void* context, const Tile& tile) {
     const int64_t m = tile.m0 + i;
     auto* out = reinterpret_cast<uint32_t*>(args.out) + m * args.N + tile.n0;
     for (int64_t j = 0; j < tile.columns; ++j) {
-      uint32_t value = sum.first ? a_weight * sum.a_sums[m] + b_weight * sum.b_sums[tile.n0 + j]
-                                 : out[j];
+      uint32_t value =
+          sum.first ? a_weight * sum.a_sums[m] + b_weight * sum.b_sums[tile.n0 + j] : out[j];
       value -= static_cast<uint32_t>(tile.counts[i * tile.stride + j]) << sum.shift;
       out[j] = sum.last ? value >> 1 : value;
     }

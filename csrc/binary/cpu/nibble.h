@@ -79,8 +79,8 @@ inline void add_bytes(__m256i counts, bool first, int32_t* out) {
 
 // P pairs of rows; out[2 * pair + row][column], kPanel columns.
 template <int P>
-void nibble_tile(const __m256i (*nibbles)[2], const uint8_t (*pairs)[2 * kNibbleBytes], int64_t rows,
-                 bool first, int32_t* out, int64_t stride) {
+void nibble_tile(const __m256i (*nibbles)[2], const uint8_t (*pairs)[2 * kNibbleBytes],
+                 int64_t rows, bool first, int32_t* out, int64_t stride) {
   const __m256i low_mask = _mm256_set1_epi8(15);
   __m256i low[P][2], high[P][2];
   for (int p = 0; p < P; ++p) {
@@ -100,8 +100,7 @@ void nibble_tile(const __m256i (*nibbles)[2], const uint8_t (*pairs)[2 * kNibble
     }
     for (int p = 0; p < P; ++p) {
       for (int half = 0; half < 2; ++half) {
-        low[p][half] =
-            _mm256_add_epi8(low[p][half], _mm256_and_si256(sum[p][half], low_mask));
+        low[p][half] = _mm256_add_epi8(low[p][half], _mm256_and_si256(sum[p][half], low_mask));
         // Also moves the low nibble of odd bytes into even ones; taken out below.
         high[p][half] = _mm256_add_epi16(high[p][half], _mm256_srli_epi16(sum[p][half], 4));
       }

@@ -137,8 +137,8 @@ void pack_ternary(const PackArgs& args, int32_t* mask, int32_t* sign, const Para
 
 int64_t pack_biper(const PackArgs& args, float omega, bool check, const Parallel& parallel) {
   if (check) {
-    const int64_t index = first_bad(
-        args, [omega](float x) { return !(std::fabs(omega * x) <= 1048576.0f); });
+    const int64_t index =
+        first_bad(args, [omega](float x) { return !(std::fabs(omega * x) <= 1048576.0f); });
     if (index >= 0) return index;
   }
   auto* words = reinterpret_cast<uint32_t*>(args.bits);
@@ -204,8 +204,8 @@ void unpack(const Bits& bits, int64_t rows, int64_t K, void* out, Type type,
 
 int64_t first_bad_padding(const Bits& bits, int64_t batch, int64_t rows, int64_t K) {
   for (int64_t i = 0; i < batch * rows; ++i) {
-    const auto* words = reinterpret_cast<const uint32_t*>(
-        bits.data + i / rows * bits.batch_stride + i % rows * bits.row_stride);
+    const auto* words = reinterpret_cast<const uint32_t*>(bits.data + i / rows * bits.batch_stride +
+                                                          i % rows * bits.row_stride);
     uint32_t pad = K % 32 == 0 ? 0 : words[K / 32] >> (K % 32);
     for (int64_t word = ceil_div(K, 32); word < row_words(K); ++word) pad |= words[word];
     if (pad != 0) return i;

@@ -29,9 +29,7 @@ int64_t packed_size(int64_t N, int64_t K) {
 Operand packed_operand(const uint8_t* packed, int64_t N, int64_t K) {
   const uint8_t* rows = packed + sizeof(PackedHeader);
   const int64_t pitch = row_words(K) * 4;
-  return {{rows, pitch, pitch},
-          N,
-          reinterpret_cast<const uint64_t*>(rows + rows_bytes(N, K))};
+  return {{rows, pitch, pitch}, N, reinterpret_cast<const uint64_t*>(rows + rows_bytes(N, K))};
 }
 
 void prepack(const Bits& b, int64_t N, int64_t K, uint8_t* packed, const Parallel& parallel) {

@@ -94,10 +94,9 @@ void lookup_product(const Job& job) {
       for (int64_t segment = 0; segment < segments; ++segment) {
         const int64_t first = segment * kSegment;
         memset(sums, 0, static_cast<size_t>(rows * tile_width) * sizeof(uint16_t));
-        kernel.lookup[panels](
-            slices + n0 / kPanel * slice_panel_words(chunks) + first * kChunkBits,
-            slice_panel_words(chunks), index + first * rows * kGroups, rows,
-            std::min(kSegment, chunks - first), sums);
+        kernel.lookup[panels](slices + n0 / kPanel * slice_panel_words(chunks) + first * kChunkBits,
+                              slice_panel_words(chunks), index + first * rows * kGroups, rows,
+                              std::min(kSegment, chunks - first), sums);
         for (int64_t row = 0; row < rows; row += kStripRows) {
           const int64_t strip = std::min(kStripRows, rows - row);
           int32_t* at = counts + (segments > 1 ? row * tile_width : 0);
@@ -132,8 +131,7 @@ void run_swapped(const Job& job, Algo algo) {
       }
     }
     const auto* outer = static_cast<const Context*>(context);
-    outer->sink(outer->context,
-                {tile.n0, tile.columns, tile.m0, tile.rows, turned, kStripRows});
+    outer->sink(outer->context, {tile.n0, tile.columns, tile.m0, tile.rows, turned, kStripRows});
   };
   run({job.b, job.a, job.bits, sink, &outer, job.parallel}, algo);
 }
@@ -169,9 +167,9 @@ Algo choose(const Operand& a, const Operand& b, int64_t bits) {
   const auto m = static_cast<double>(a.count), n = static_cast<double>(b.count);
   const double turn = m * n * cost.transpose;
   const Choice choices[] = {
-      {Algo::popcount, m * n *
-                           (cost.popcount_pair +
-                            static_cast<double>(ceil_div(bits, 256)) * cost.popcount_block)},
+      {Algo::popcount,
+       m * n *
+           (cost.popcount_pair + static_cast<double>(ceil_div(bits, 256)) * cost.popcount_block)},
       {Algo::nibble_b, nibble_cost(cost, m, n, bits)},
       {Algo::nibble_a, nibble_cost(cost, n, m, bits) + turn},
       {Algo::lookup_b, lookup_cost(cost, a.count, b.count, bits, b.slices != nullptr)},

@@ -29,7 +29,8 @@ struct Row {
   void dots(T* out) const {
     const int32_t base = store.base, scale = store.scale, shift = store.shift;
     if (corr == nullptr) {
-      for (int64_t j = 0; j < n; ++j) out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift));
+      for (int64_t j = 0; j < n; ++j)
+        out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift));
       return;
     }
     const int32_t corr_scale = store.corr_scale;
@@ -161,7 +162,8 @@ void store_bits(const Store& store, const Tile& tile) {
       out[tile.n0 / 32 + word] = Vec::mask32<int32_t>(below + 32 * word, -1, INT32_MIN, -1);
     }
     // The words after the last column are pad.
-    for (int64_t word = tile.n0 / 32 + words; last && word < store.row_stride; ++word) out[word] = 0;
+    for (int64_t word = tile.n0 / 32 + words; last && word < store.row_stride; ++word)
+      out[word] = 0;
   }
 }
 

@@ -15,11 +15,12 @@ struct Vec {
     if constexpr (sizeof(Int) == 4) {
       uint32_t mask = 0;
       for (int i = 0; i < 2; ++i) {
-        const __m512i x = _mm512_and_si512(_mm512_loadu_si512(at + 64 * i), _mm512_set1_epi32(clear));
+        const __m512i x =
+            _mm512_and_si512(_mm512_loadu_si512(at + 64 * i), _mm512_set1_epi32(clear));
         const __mmask16 above = _mm512_cmpgt_epi32_mask(x, _mm512_set1_epi32(lowest));
-        mask |= static_cast<uint32_t>(
-                    _mm512_mask_cmple_epi32_mask(above, x, _mm512_set1_epi32(last)))
-                << (16 * i);
+        mask |=
+            static_cast<uint32_t>(_mm512_mask_cmple_epi32_mask(above, x, _mm512_set1_epi32(last)))
+            << (16 * i);
       }
       return mask;
     } else if constexpr (sizeof(Int) == 2) {
@@ -27,16 +28,16 @@ struct Vec {
       const __mmask32 above = _mm512_cmpgt_epi16_mask(x, _mm512_set1_epi16(lowest));
       return _mm512_mask_cmple_epi16_mask(above, x, _mm512_set1_epi16(last));
     } else {
-      const __m256i x = _mm256_and_si256(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), _mm256_set1_epi8(clear));
+      const __m256i x = _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)),
+                                         _mm256_set1_epi8(clear));
       const __mmask32 above = _mm256_cmpgt_epi8_mask(x, _mm256_set1_epi8(lowest));
       return _mm256_mask_cmple_epi8_mask(above, x, _mm256_set1_epi8(last));
     }
   }
 
   static __m512i byte_counts(__m512i x) {
-    const __m512i table = _mm512_broadcast_i32x4(
-        _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
     const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i low = _mm512_shuffle_epi8(table, _mm512_and_si512(x, nibble));
     const __m512i high =
