@@ -205,7 +205,8 @@ def ternary_matmul(
 ) -> Tensor:
     """Sums of products of ternary rows given as planes."""
     a, b = (
-        _from_words(mask, K) * _signs(sign, K) for mask, sign in ((a_mask, a_sign), (b_mask, b_sign))
+        _from_words(mask, K) * _signs(sign, K)
+        for mask, sign in ((a_mask, a_sign), (b_mask, b_sign))
     )
     return _integer_matmul(a, b).to(torch.int32)
 
@@ -244,35 +245,73 @@ def _tap(image: Tensor, y: int, x: int, height: int, width: int, stride) -> Tens
     return image[:, :, y :: stride[0], x :: stride[1]][:, :, :height, :width]
 
 
+def _padded(x: Tensor, padding, pad_mode: str) -> Tensor:
+    value = {"zero": 0, "one": 1, "minus_one": -1}[pad_mode]
+    pads = (padding[1], padding[1], padding[0], padding[0])
+    return torch.nn.functional.pad(x.to(torch.float64), pads, value=value)
+
+
+def _out_size(image: Tensor, kernel, stride, dilation) -> list[int]:
+    return [
+        (image.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)
+    ]
+
+
 def conv2d_dot(x: Tensor, w: Tensor, stride, padding, dilation, groups, pad_mode) -> Tensor:
     """Cross-correlation of numbers x [batch, C, H, W] and w [O, C / groups, KH, KW] in float64.
 
     A tap outside the image sees 0, +1 or -1 as pad_mode says.
     """
-    value = {"zero": 0, "one": 1, "minus_one": -1}[pad_mode]
-    pads = (padding[1], padding[1], padding[0], padding[0])
-    image = torch.nn.functional.pad(x.to(torch.float64), pads, value=value)
+    image = _padded(x, padding, pad_mode)
     outputs, channels, KH, KW = w.shape
-    height = (image.shape[2] - dilation[0] * (KH - 1) - 1) // stride[0] + 1
-    width = (image.shape[3] - dilation[1] * (KW - 1) - 1) // stride[1] + 1
+    size = _out_size(image, (KH, KW), stride, dilation)
     taps = w.to(torch.float64).unflatten(0, (groups, outputs // groups))
     total = 0
     for i in range(KH):
         for j in range(KW):
-            seen = _tap(image, i * dilation[0], j * dilation[1], height, width, stride)
+            seen = _tap(image, i * dilation[0], j * dilation[1], *size, stride)
             seen = seen.unflatten(1, (groups, channels))
             total = total + torch.einsum("bgchw,goc->bgohw", seen, taps[..., i, j])
     return total.flatten(1, 2)
 
 
+def _conv2d_dot_grad(g, x, w, stride, padding, dilation, groups, pad_mode):
+    """The gradients of `conv2d_dot` with respect to x and w, tap by tap."""
+    image = _padded(x, padding, pad_mode)
+    outputs, channels, KH, KW = w.shape
+    g = g.to(torch.float64).unflatten(1, (groups, outputs // groups))
+    taps = w.to(torch.float64).unflatten(0, (groups, outputs // groups))
+    grad_image, grad_w = torch.zeros_like(image), torch.zeros_like(taps)
+    for i in range(KH):
+        for j in range(KW):
+            at = (i * dilation[0], j * dilation[1], *g.shape[3:], stride)
+            seen = _tap(image, *at).unflatten(1, (groups, channels))
+            grad_w[..., i, j] = torch.einsum("bgohw,bgchw->goc", g, seen)
+            share = torch.einsum("bgohw,goc->bgchw", g, taps[..., i, j])
+            _tap(grad_image, *at).add_(share.flatten(1, 2))
+    height, width = x.shape[2:]
+    top, left = padding
+    return grad_image[:, :, top : top + height, left : left + width], grad_w.flatten(0, 1)
+
+
+def _images(bits: Tensor, C: int, groups: int) -> Tensor:
+    """The +-1 of packed images as numbers [batch, C, H, W]."""
+    values = _signs(bits.unflatten(-1, (groups, -1)), C // groups)
+    return values.flatten(-2).permute(0, 3, 1, 2)
+
+
+def _kernels(bits: Tensor, C: int, groups: int) -> Tensor:
+    """The +-1 of packed weights as numbers [O, C / groups, KH, KW]."""
+    return _signs(bits, C // groups).permute(0, 3, 1, 2)
+
+
 def _conv2d_of_bits(x, w, C, stride, padding, dilation, groups, pad_mode) -> Tensor:
     """The integers [batch, OH, OW, O] of a convolution of packed images with packed weights."""
-    channels = C // groups
-    image = _signs(x.unflatten(-1, (groups, -1)), channels).flatten(-2).permute(0, 3, 1, 2)
-    taps = _signs(w, channels).permute(0, 3, 1, 2)
-    options = [pair if isinstance(pair, list | tuple) else (pair,) * 2
-               for pair in (stride, padding, dilation)]
-    dot = conv2d_dot(image, taps, *options, groups, pad_mode)
+    window = [
+        pair if isinstance(pair, list | tuple) else (pair, pair)
+        for pair in (stride, padding, dilation)
+    ]
+    dot = conv2d_dot(_images(x, C, groups), _kernels(w, C, groups), *window, groups, pad_mode)
     return dot.to(torch.int64).permute(0, 2, 3, 1)
 
 
@@ -420,6 +459,85 @@ def conv2d_train(
         return out.movedim(-1, 1).contiguous()
     dot = conv2d_dot(binarize(x, surrogate), _latent(w, omega, surrogate), *window)
     return _finish(dot, alpha, bias, 1)
+
+
+def _packed_latent(w: Tensor, omega: Tensor | None) -> Tensor:
+    return pack(w) if omega is None else pack_biper(w, omega.item())
+
+
+def _inside(x: Tensor, surrogate: str) -> Tensor:
+    if surrogate == "ste":
+        return _to_words(x.abs() <= 1)
+    return x.new_empty(0, dtype=torch.int32)
+
+
+def linear_train_fwd(x, w, alpha=None, bias=None, omega=None, *, surrogate: str = "ste"):
+    """`linear_train` and what its derivative keeps: bits of x, of |x| <= 1 ("ste") and of w."""
+    out = linear_train(x, w, alpha, bias, omega)
+    return out, pack(x), _inside(x, surrogate), _packed_latent(w, omega)
+
+
+def linear_train_bwd(
+    g, x_bits, x_inside, w_bits, alpha, *, K, need_x=True, need_w=True, need_alpha=True
+):
+    """The gradients with respect to binarize(x), masked where x_inside says, wb and alpha."""
+    x, w = _signs(x_bits, K).double(), _signs(w_bits, K).double()
+    g = g.double()
+    rows = g.reshape(-1, g.shape[-1])
+    scale = torch.ones(w.shape[0]) if alpha is None else alpha.double()
+    grad_x = (g * scale) @ w
+    if x_inside.numel():
+        grad_x = grad_x * _from_words(x_inside, K)
+    grad_w = scale[:, None] * (rows.mT @ x.reshape(-1, K))
+    grad_alpha = (rows * (x @ w.mT).reshape(rows.shape)).sum(0)
+    return _needed((grad_x, grad_w, grad_alpha), (need_x, need_w, need_alpha))
+
+
+def conv2d_train_fwd(x, w, alpha=None, bias=None, omega=None, *window, surrogate="ste", **named):
+    """`conv2d_train` and what its derivative keeps, packed as `conv2d` takes it."""
+    out = conv2d_train(x, w, alpha, bias, omega, *window, **named)
+    groups = x.shape[1] // w.shape[1]
+    image = x.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2)
+    taps = w.permute(0, 2, 3, 1)
+    inside = _inside(image, surrogate)
+    inside = inside.flatten(3) if inside.numel() else inside
+    return out, pack(image).flatten(3), inside, _packed_latent(taps, omega)
+
+
+def conv2d_train_bwd(
+    g,
+    x_bits,
+    x_inside,
+    w_bits,
+    alpha,
+    *,
+    C,
+    stride=(1, 1),
+    padding=(0, 0),
+    dilation=(1, 1),
+    groups: int = 1,
+    pad_mode: str = "zero",
+    need_x=True,
+    need_w=True,
+    need_alpha=True,
+):
+    """As `linear_train_bwd`."""
+    x, w = _images(x_bits, C, groups), _kernels(w_bits, C, groups)
+    window = (stride, padding, dilation, groups, pad_mode)
+    scale = torch.ones(w.shape[0]) if alpha is None else alpha.double()
+    grad_x, grad_w = _conv2d_dot_grad(g.double() * scale[:, None, None], x, w, *window)
+    if x_inside.numel():
+        kept = _from_words(x_inside.unflatten(-1, (groups, -1)), C // groups)
+        grad_x = grad_x * kept.flatten(-2).permute(0, 3, 1, 2)
+    grad_alpha = (g.double() * conv2d_dot(x, w, *window)).sum((0, 2, 3))
+    return _needed((grad_x, grad_w, grad_alpha), (need_x, need_w, need_alpha))
+
+
+def _needed(gradients, needs):
+    return tuple(
+        gradient.float().contiguous() if need else gradient.new_empty(0, dtype=torch.float32)
+        for gradient, need in zip(gradients, needs, strict=True)
+    )
 
 
 def _gradients(function, g: Tensor, inputs: tuple, **options) -> tuple[Tensor | None, ...]:
