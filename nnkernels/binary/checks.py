@@ -38,7 +38,7 @@ def check_length(op, K, largest=MAX_K, why="bits a row", name="K"):
     _checks.integer(op, name, K)
     if K < 1:
         raise ValueError(f"{op}: {name} is {K}, expected at least 1")
-    if K > largest:
+    if largest < K:
         raise ValueError(f"{op}: {name} is {K}, expected at most {largest} {why}")
 
 
@@ -54,6 +54,10 @@ def check_stage(op, stage):
 
 def check_surrogate(op, surrogate):
     _checks.choice(op, "surrogate", surrogate, SURROGATES)
+
+
+def check_pad_mode(op, pad_mode):
+    _checks.choice(op, "pad_mode", pad_mode, PAD_MODES)
 
 
 def pair(op, name, value, least):
@@ -153,6 +157,10 @@ def check_pack(op, x, name="x", dtypes=VALUES):
             f"{op}: {name} is {_checks.shape(x)}, expected [..., K] with K of at least 1"
         )
     check_length(op, x.shape[-1])
+
+
+def check_popcount(op, t):
+    _checks.tensor(op, "t", t, BITS)
 
 
 def check_pack_biper(op, w, omega):
@@ -295,7 +303,7 @@ def check_planes_matmul(op, a_planes, b_planes, K):
             f"{_checks.shape(b_planes)}, expected [planes, rows, W(K)] each"
         )
     planes = a_planes.shape[0], b_planes.shape[0]
-    if min(planes) < 1 or sum(planes) > 32 or K > MAX_K >> (sum(planes) - 2):
+    if min(planes) < 1 or sum(planes) > 32 or MAX_K >> (sum(planes) - 2) < K:
         raise ValueError(
             f"{op}: sums of {planes[0]}-bit by {planes[1]}-bit products over K={K} do not fit "
             "32 bits"
@@ -311,7 +319,7 @@ def window(op, image, C, kernel, stride, padding, dilation, groups, pad_mode):
     padding = pair(op, "padding", padding, 0)
     dilation = pair(op, "dilation", dilation, 1)
     check_groups(op, C, kernel[0], groups)
-    _checks.choice(op, "pad_mode", pad_mode, PAD_MODES)
+    check_pad_mode(op, pad_mode)
     sizes = []
     for d in range(2):
         reach, padded = dilation[d] * (kernel[1 + d] - 1) + 1, image[d] + 2 * padding[d]
@@ -353,6 +361,14 @@ def check_conv2d(op, x, w, C, stride, padding, dilation, groups, pad_mode, corr=
     corr_sizes = (w.shape[1] + 1, w.shape[2] + 1, w.shape[0])
     check_vector(op, "corr", corr, corr_sizes, "x", x, BITS)
     return sizes
+
+
+def check_conv2d_result(op, x, w, channels, scale, bias, out_dtype):
+    """Scales and dtype of a convolution's result; returns the dtype."""
+    check_vector(op, "scale", scale, w.shape[:1], "x", x)
+    check_vector(op, "bias", bias, w.shape[:1], "x", x)
+    scaled = scale is not None or bias is not None
+    return result_dtype(op, out_dtype, channels * w.shape[1] * w.shape[2], scaled)
 
 
 def check_conv2d_corr(op, w, C, groups):

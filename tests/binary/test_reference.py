@@ -118,7 +118,7 @@ def test_the_kept_bits_give_the_gradients(surrogate, omega):
     x, w = normals(2, 6, 5, 4), normals(4, 3, 3, 2, seed=1)
     alpha, g = normals(4, seed=2).abs(), normals(2, 4, 5, 5, seed=3)
     window = {"padding": (1, 1), "stride": (1, 1), "groups": 2, "pad_mode": "minus_one"}
-    out, *kept = reference.conv2d_train_fwd(x, w, alpha, None, omega, surrogate=surrogate, **window)
+    _, *kept = reference.conv2d_train_fwd(x, w, alpha, None, omega, surrogate=surrogate, **window)
     got = reference.conv2d_train_bwd(g, *kept, alpha, C=6, **window)
     want = reference.conv2d_train_grad(
         g, x, w, alpha, None, omega, dilation=(1, 1), surrogate=surrogate, **window
