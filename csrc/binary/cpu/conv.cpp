@@ -36,16 +36,16 @@ void gather_pixels(const ConvShape& s, const int32_t* x, const std::vector<TapRa
         x + pixel / (width * height) * s.H * s.W * pixel_words + group * s.group_words();
     auto* to = reinterpret_cast<int32_t*>(out);
     memset(out + bytes - 8, 0, 8);
-    for (int64_t i = 0; i < s.KH; ++i) {
+    for (int64_t i = 0; i < s.KH; ++i, to += s.KW * count) {
       const bool row_inside = i >= y.first && i < y.last;
-      const int32_t* row = image + (y.origin + i * s.dilation[0]) * s.W * pixel_words;
-      for (int64_t j = 0; j < s.KW; ++j, to += count) {
-        if (row_inside && j >= x_range.first && j < x_range.last) {
-          copy_words<words>(row + (x_range.origin + j * s.dilation[1]) * pixel_words, count, to);
-        } else {
-          memset(to, 0, static_cast<size_t>(count) * sizeof(int32_t));
-        }
+      const int64_t first = row_inside ? x_range.first : s.KW, last = row_inside ? x_range.last : s.KW;
+      memset(to, 0, static_cast<size_t>(first * count) * sizeof(int32_t));
+      const int32_t* from =
+          image + ((y.origin + i * s.dilation[0]) * s.W + x_range.origin) * pixel_words;
+      for (int64_t j = first; j < last; ++j) {
+        copy_words<words>(from + j * s.dilation[1] * pixel_words, count, to + j * count);
       }
+      memset(to + last * count, 0, static_cast<size_t>((s.KW - last) * count) * sizeof(int32_t));
     }
   }
 }

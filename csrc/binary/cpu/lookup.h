@@ -179,18 +179,18 @@ inline void slice(const Rows& rows, int64_t n, int64_t chunks, uint64_t* slices)
 }
 
 // ---- indexing: 15 bytes of a row to 24 groups of 5 bits
-inline void index_chunk(const uint8_t* bytes, uint8_t* index) {
+inline void index_chunk(__m128i bytes, uint8_t* index) {
   // A group of 8 indices comes from 5 bytes; each 16-bit lane takes the two bytes that hold it.
   const __m128i place = _mm_setr_epi8(0, 1, 0, 1, 1, 2, 1, 2, 2, 3, 3, 4, 3, 4, 4, 5);
   // Moves the group, at bit 5 * i % 8 of its lane, to bits 11 to 15.
   const __m128i move =
       _mm_setr_epi16(1 << 11, 1 << 6, 1 << 9, 1 << 4, 1 << 7, 1 << 10, 1 << 5, 1 << 8);
-  const __m128i keep = _mm_set1_epi16(0xF8);
   __m128i lanes[3];
   for (int i = 0; i < 3; ++i) {
-    const __m128i five = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + 5 * i));
-    lanes[i] = _mm_mullo_epi16(_mm_shuffle_epi8(five, place), move);
-    lanes[i] = _mm_and_si128(_mm_srli_epi16(lanes[i], 8), keep);
+    const __m128i five = _mm_shuffle_epi8(
+        bytes, _mm_add_epi8(place, _mm_set1_epi8(static_cast<char>(5 * i))));
+    lanes[i] = _mm_srli_epi16(_mm_mullo_epi16(five, move), 8);
+    lanes[i] = _mm_and_si128(lanes[i], _mm_set1_epi16(0xF8));
   }
   _mm_storeu_si128(reinterpret_cast<__m128i*>(index), _mm_packus_epi16(lanes[0], lanes[1]));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(index + 16), _mm_packus_epi16(lanes[2], lanes[2]));
@@ -198,17 +198,26 @@ inline void index_chunk(const uint8_t* bytes, uint8_t* index) {
 
 inline void index_rows(const Rows& rows, int64_t n, int64_t chunks, uint8_t* index) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t at = chunk * kChunkBits / 8;
-    // The three loads of a chunk reach 18 bytes.
-    const int64_t left = rows.bytes - at;
-    for (int64_t row = 0; row < n; ++row, index += kGroups) {
-      if (left >= 18) {
-        index_chunk(rows[row] + at, index);
-      } else {
-        uint8_t tail[24] = {};
-        if (left > 0) memcpy(tail, rows[row] + at, static_cast<size_t>(left));
-        index_chunk(tail, index);
+    const int64_t at = chunk * kChunkBits / 8, left = rows.bytes - at;
+    if (left >= 16) {
+      for (int64_t row = 0; row < n; ++row, index += kGroups) {
+        index_chunk(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + at)), index);
       }
+      continue;
+    }
+    // The end of a row, by the words that hold it, moved down.
+    for (int64_t row = 0; row < n; ++row, index += kGroups) {
+      uint64_t words[2] = {};
+      const uint8_t* from = rows[row] + at;
+      if (left >= 8) {
+        memcpy(words, from, 8);
+        memcpy(words + 1, from + left - 8, 8);
+        words[1] = left == 8 ? 0 : words[1] >> (8 * (16 - left));
+      } else if (left > 0) {
+        memcpy(words, from + left - 8, 8);
+        words[0] >>= 8 * (8 - left);
+      }
+      index_chunk(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)), index);
     }
   }
 }

@@ -1,40 +1,53 @@
 // Packing: 32 elements at a time to a word of bits. Included by one file per instruction set.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "binary/cpu/engine.h"
 
 namespace nnkernels::binary {
 namespace {
 
-// A test on the bit pattern of an element: lowest < (code & clear) <= last, or its opposite.
-// Integers rather than numbers, so that subnormals keep their sign whatever the mode of the FPU.
+// A test on the bit pattern of an element: (code & clear) + offset > limit, wrapping, or its
+// opposite. Integers rather than numbers, so that subnormals keep their sign whatever the mode of
+// the FPU.
 template <class Int>
 struct Test {
-  Int clear, lowest, last;
+  Int clear, offset, limit;
   bool opposite = false;
 
-  uint32_t operator()(const void* p) const {
-    const uint32_t mask = Vec::mask32<Int>(p, clear, lowest, last);
+  uint32_t operator()(const Int* p) const {
+    const uint32_t mask = Vec::mask32(p, clear, offset, limit);
     return opposite ? ~mask : mask;
   }
 };
 
+// lowest < (code & clear) <= last: the offset moves that interval to the top of the integers.
+template <class Int>
+Test<Int> interval(Int clear, Int lowest, Int last, bool opposite = false) {
+  constexpr Int top = std::numeric_limits<Int>::max();
+  using Unsigned = std::make_unsigned_t<Int>;
+  const Int offset = Int(Unsigned(top) - Unsigned(last));
+  return {clear, offset, Int(Unsigned(lowest) + Unsigned(offset)), opposite};
+}
+
 template <class Int>
 Test<Int> float_test(Plane plane, Int infinity, Int one) {
-  constexpr Int lowest = std::numeric_limits<Int>::min(), last = std::numeric_limits<Int>::max();
+  constexpr Int lowest = std::numeric_limits<Int>::min(), top = std::numeric_limits<Int>::max();
   switch (plane) {
     // Negative numbers are the codes from min + 1 to min + infinity: -0 lies below, NaN above.
-    case Plane::negative: return {Int(-1), lowest, Int(lowest + infinity)};
-    case Plane::inside: return {last, Int(-1), one};
-    default: return {last, Int(0), last};
+    case Plane::negative: return interval<Int>(-1, lowest, Int(lowest + infinity));
+    case Plane::inside: return interval<Int>(top, -1, one);
+    default: return interval<Int>(top, 0, top);
   }
 }
 
 inline Test<int8_t> int8_test(Plane plane) {
   switch (plane) {
-    case Plane::negative: return {-1, -1, 127, true};
-    case Plane::inside: return {-1, -2, 1};
-    default: return {-1, -1, 0, true};
+    case Plane::negative: return interval<int8_t>(-1, -1, 127, true);
+    case Plane::inside: return interval<int8_t>(-1, -2, 1);
+    default: return interval<int8_t>(-1, -1, 0, true);
   }
 }
 
@@ -69,20 +82,6 @@ void pack_row(Type type, Plane plane, const void* x, int64_t K, uint32_t* bits) 
   });
 }
 
-// Exchanges rows and columns of a 32 x 32 matrix of bits.
-void transpose_bits(uint32_t (&x)[32]) {
-  uint32_t mask = 0x0000FFFFu;
-  for (int step = 16; step > 0; step >>= 1, mask ^= mask << step) {
-    for (int i = 0; i < 32; i += 2 * step) {
-      for (int j = i; j < i + step; ++j) {
-        const uint32_t swap = ((x[j] >> step) ^ x[j + step]) & mask;
-        x[j] ^= swap << step;
-        x[j + step] ^= swap;
-      }
-    }
-  }
-}
-
 void pack_columns(Type type, Plane plane, const void* x, int64_t column_stride, int64_t rows,
                   int64_t K, uint32_t* bits, int64_t pitch) {
   with_test(type, plane, [&]<class Int>(const Test<Int>& test) {
@@ -99,7 +98,7 @@ void pack_columns(Type type, Plane plane, const void* x, int64_t column_stride, 
         }
         masks[k % 32] = test(column) & keep;
       }
-      if (32 * word < K) transpose_bits(masks);
+      if (32 * word < K) Vec::transpose_bits(masks);
       for (int64_t r = 0; r < rows; ++r) bits[r * pitch + word] = masks[r];
     }
   });
@@ -109,25 +108,14 @@ void pack_columns(Type type, Plane plane, const void* x, int64_t column_stride, 
 //
 // One addition of 192 to p / pi leaves a sum in [128, 256), a fixed-point number in units of 2^-16:
 // bit 16 is the parity of the half turns, the bits below their fraction. For |p / pi| < 64 it is
-// less than one unit off, so the parity is right wherever the fraction is not 0. The rest goes by
-// the definition.
-uint32_t wave32(const float* x, float omega) {
-  constexpr float inverse_pi = 0.318309886f;
-  const Test<int32_t> odd = {-1, INT32_MIN, -1};
-  float p[32];
-  uint32_t phase[32];
-  for (int i = 0; i < 32; ++i) p[i] = omega * x[i];
-  for (int i = 0; i < 32; ++i) phase[i] = word_of(p[i] * inverse_pi + 192.0f);
-  uint32_t unsure = 0;
-  for (int i = 0; i < 32; ++i) {
-    unsure |= ((phase[i] >> 23) ^ 0x86u) | static_cast<uint32_t>((phase[i] & 0xFFFFu) == 0);
-  }
-  if (unsure == 0) {
-    for (int i = 0; i < 32; ++i) phase[i] = phase[i] << 15 | 1;
-  } else {
-    for (int i = 0; i < 32; ++i) phase[i] = 0u - wave_bit(p[i]);
-  }
-  return odd(phase);
+// less than one unit off, so the parity is right wherever the fraction is not 0. Vec::wave32 tells
+// whether that holds for all 32; if not, they go by the definition.
+inline uint32_t wave32(const float* x, float omega) {
+  uint32_t mask;
+  if (Vec::wave32(x, omega, 0.318309886f, 192.0f, mask)) return mask;
+  mask = 0;
+  for (int i = 0; i < 32; ++i) mask |= wave_bit(omega * x[i]) << i;
+  return mask;
 }
 
 void pack_wave(const float* x, int64_t K, float omega, uint32_t* bits) {

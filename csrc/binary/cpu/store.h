@@ -69,34 +69,21 @@ void store_row(const Row& row, void* out) {
   float buffer[kTileColumns];
   float* y = e.type == Type::float32 ? static_cast<float*>(out) : buffer;
   row.dots(y);
-  if (e.row_scale != nullptr) {
-    const float scale = e.row_scale[row.m];
-    for (int64_t j = 0; j < n; ++j) y[j] *= scale;
-  }
-  if (e.column_scale != nullptr) {
-    const float* scale = e.column_scale + row.n0;
-    for (int64_t j = 0; j < n; ++j) y[j] *= scale[j];
-  }
-  if (e.bias != nullptr) {
-    const float* bias = e.bias + row.n0;
-    for (int64_t j = 0; j < n; ++j) y[j] += bias[j];
+  const float row_scale = e.row_scale != nullptr ? e.row_scale[row.m] : 0.0f;
+  const float* column_scale = e.column_scale != nullptr ? e.column_scale + row.n0 : nullptr;
+  const float* bias = e.bias != nullptr ? e.bias + row.n0 : nullptr;
+  for (int64_t j = 0; j < n; ++j) {
+    float value = y[j];
+    if (e.row_scale != nullptr) value *= row_scale;
+    if (column_scale != nullptr) value *= column_scale[j];
+    if (bias != nullptr) value += bias[j];
+    y[j] = value;
   }
   auto* narrow = static_cast<uint16_t*>(out);
   if (e.type == Type::bfloat16) {
     for (int64_t j = 0; j < n; ++j) narrow[j] = word_to_bfloat16(word_of(y[j]));
   } else if (e.type == Type::float16) {
     to_float16(y, n, narrow);
-  }
-}
-
-// Copies x [rows][columns] to out[row * row_stride + column * column_stride].
-template <class T>
-void scatter(const void* x, int64_t rows, int64_t columns, void* out, int64_t row_stride,
-             int64_t column_stride) {
-  const auto* from = static_cast<const T*>(x);
-  for (int64_t j = 0; j < columns; ++j) {
-    T* to = static_cast<T*>(out) + j * column_stride;
-    for (int64_t i = 0; i < rows; ++i) to[i * row_stride] = from[i * columns + j];
   }
 }
 
@@ -132,8 +119,13 @@ void store_values(const Store& store, const Tile& tile) {
     for (int64_t r = 0; r < count; ++r) {
       store_row(row_of(store, tile, i + r), rows + r * tile.columns * size);
     }
-    const auto copy = size == 4 ? scatter<uint32_t> : scatter<uint16_t>;
-    copy(rows, count, tile.columns, address(m), store.row_stride, store.column_stride);
+    if (size == 4) {
+      Vec::transpose_to(reinterpret_cast<const uint32_t*>(rows), count, tile.columns, tile.columns,
+                        reinterpret_cast<uint32_t*>(address(m)), store.column_stride);
+    } else {
+      Vec::transpose_to(reinterpret_cast<const uint16_t*>(rows), count, tile.columns, tile.columns,
+                        reinterpret_cast<uint16_t*>(address(m)), store.column_stride);
+    }
     i += count;
   }
 }
@@ -155,11 +147,11 @@ void store_bits(const Store& store, const Tile& tile) {
     int32_t below[kTileColumns];
     const Row row = row_of(store, tile, i);
     row.dots(below);
-    for (int64_t j = 0; j < tile.columns; ++j) below[j] = dirs[j] * below[j] < limits[j] ? -1 : 0;
+    for (int64_t j = 0; j < tile.columns; ++j) below[j] = dirs[j] * below[j] < limits[j];
     for (int64_t j = tile.columns; j < words * 32; ++j) below[j] = 0;
     auto* out = static_cast<uint32_t*>(store.epilogue.out) + row.m * store.row_stride;
     for (int64_t word = 0; word < words; ++word) {
-      out[tile.n0 / 32 + word] = Vec::mask32<int32_t>(below + 32 * word, -1, INT32_MIN, -1);
+      out[tile.n0 / 32 + word] = Vec::mask32<int32_t>(below + 32 * word, -1, 0, 0);
     }
     // The words after the last column are pad.
     for (int64_t word = tile.n0 / 32 + words; last && word < store.row_stride; ++word)

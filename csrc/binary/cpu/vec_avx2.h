@@ -3,43 +3,72 @@
 
 #include <immintrin.h>
 
-#include "binary/cpu/engine.h"
+#include "binary/cpu/transpose.h"
 
 namespace nnkernels::binary {
 namespace {
 
 struct Vec {
   template <class Int>
-  static uint32_t mask32(const void* p, Int clear, Int lowest, Int last) {
-    const auto* at = static_cast<const __m256i*>(p);
+  static uint32_t mask32(const Int* p, Int clear, Int offset, Int limit) {
+    const auto* at = reinterpret_cast<const __m256i*>(p);
     if constexpr (sizeof(Int) == 4) {
-      const __m256i c = _mm256_set1_epi32(clear), l = _mm256_set1_epi32(lowest);
-      const __m256i h = _mm256_set1_epi32(last);
+      const __m256i c = _mm256_set1_epi32(clear), o = _mm256_set1_epi32(offset);
+      const __m256i l = _mm256_set1_epi32(limit);
       uint32_t mask = 0;
       for (int i = 0; i < 4; ++i) {
         const __m256i x = _mm256_and_si256(_mm256_loadu_si256(at + i), c);
-        const __m256i inside =
-            _mm256_andnot_si256(_mm256_cmpgt_epi32(x, h), _mm256_cmpgt_epi32(x, l));
-        mask |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(inside))) << (8 * i);
+        const __m256i above = _mm256_cmpgt_epi32(_mm256_add_epi32(x, o), l);
+        mask |= movemask(above) << (8 * i);
       }
       return mask;
     } else if constexpr (sizeof(Int) == 2) {
-      const __m256i c = _mm256_set1_epi16(clear), l = _mm256_set1_epi16(lowest);
-      const __m256i h = _mm256_set1_epi16(last);
-      __m256i inside[2];
+      const __m256i c = _mm256_set1_epi16(clear), o = _mm256_set1_epi16(offset);
+      const __m256i l = _mm256_set1_epi16(limit);
+      __m256i above[2];
       for (int i = 0; i < 2; ++i) {
         const __m256i x = _mm256_and_si256(_mm256_loadu_si256(at + i), c);
-        inside[i] = _mm256_andnot_si256(_mm256_cmpgt_epi16(x, h), _mm256_cmpgt_epi16(x, l));
+        above[i] = _mm256_cmpgt_epi16(_mm256_add_epi16(x, o), l);
       }
-      const __m256i bytes = _mm256_packs_epi16(inside[0], inside[1]);
+      const __m256i bytes = _mm256_packs_epi16(above[0], above[1]);
       return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_permute4x64_epi64(bytes, 0xD8)));
     } else {
       const __m256i x = _mm256_and_si256(_mm256_loadu_si256(at), _mm256_set1_epi8(clear));
-      const __m256i above = _mm256_cmpgt_epi8(x, _mm256_set1_epi8(last));
-      const __m256i inside =
-          _mm256_andnot_si256(above, _mm256_cmpgt_epi8(x, _mm256_set1_epi8(lowest)));
-      return static_cast<uint32_t>(_mm256_movemask_epi8(inside));
+      const __m256i moved = _mm256_add_epi8(x, _mm256_set1_epi8(offset));
+      return static_cast<uint32_t>(
+          _mm256_movemask_epi8(_mm256_cmpgt_epi8(moved, _mm256_set1_epi8(limit))));
     }
+  }
+
+  // The signs of 8 words.
+  static uint32_t movemask(__m256i x) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(x)));
+  }
+
+  static void transpose_bits(uint32_t (&x)[32]) { transpose_bits32(x); }
+
+  static bool wave32(const float* x, float omega, float factor, float shift, uint32_t& mask) {
+    // Halves of the words: the fraction, and the sign and exponent with the top of the mantissa.
+    __m256i least = _mm256_set1_epi32(-1), most = _mm256_setzero_si256();
+    mask = 0;
+    for (int i = 0; i < 4; ++i) {
+      const __m256 p = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(omega));
+      const __m256i phase = _mm256_castps_si256(
+          _mm256_fmadd_ps(p, _mm256_set1_ps(factor), _mm256_set1_ps(shift)));
+      least = _mm256_min_epu16(least, phase);
+      most = _mm256_max_epu16(most, phase);
+      mask |= movemask(_mm256_slli_epi32(phase, 15)) << (8 * i);
+    }
+    const __m256i low = _mm256_set1_epi32(0x43000001), high = _mm256_set1_epi32(0x437FFFFF);
+    const __m256i sure = _mm256_and_si256(_mm256_cmpeq_epi16(_mm256_min_epu16(least, low), low),
+                                          _mm256_cmpeq_epi16(_mm256_max_epu16(most, high), high));
+    return _mm256_movemask_epi8(sure) == -1;
+  }
+
+  template <class T>
+  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
+                           int64_t stride) {
+    transpose_tiles(x, rows, columns, pitch, out, stride);
   }
 
   // Ones of each byte by two look-ups in a table of nibbles.

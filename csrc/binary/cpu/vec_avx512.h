@@ -3,36 +3,56 @@
 
 #include <immintrin.h>
 
-#include "binary/cpu/engine.h"
+#include "binary/cpu/transpose.h"
 
 namespace nnkernels::binary {
 namespace {
 
 struct Vec {
   template <class Int>
-  static uint32_t mask32(const void* p, Int clear, Int lowest, Int last) {
-    const auto* at = static_cast<const char*>(p);
+  static uint32_t mask32(const Int* p, Int clear, Int offset, Int limit) {
     if constexpr (sizeof(Int) == 4) {
       uint32_t mask = 0;
       for (int i = 0; i < 2; ++i) {
-        const __m512i x =
-            _mm512_and_si512(_mm512_loadu_si512(at + 64 * i), _mm512_set1_epi32(clear));
-        const __mmask16 above = _mm512_cmpgt_epi32_mask(x, _mm512_set1_epi32(lowest));
-        mask |=
-            static_cast<uint32_t>(_mm512_mask_cmple_epi32_mask(above, x, _mm512_set1_epi32(last)))
-            << (16 * i);
+        const __m512i x = _mm512_and_si512(_mm512_loadu_si512(p + 16 * i), _mm512_set1_epi32(clear));
+        const __m512i moved = _mm512_add_epi32(x, _mm512_set1_epi32(offset));
+        const __mmask16 above = _mm512_cmpgt_epi32_mask(moved, _mm512_set1_epi32(limit));
+        mask |= static_cast<uint32_t>(above) << (16 * i);
       }
       return mask;
     } else if constexpr (sizeof(Int) == 2) {
-      const __m512i x = _mm512_and_si512(_mm512_loadu_si512(at), _mm512_set1_epi16(clear));
-      const __mmask32 above = _mm512_cmpgt_epi16_mask(x, _mm512_set1_epi16(lowest));
-      return _mm512_mask_cmple_epi16_mask(above, x, _mm512_set1_epi16(last));
+      const __m512i x = _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(clear));
+      return _mm512_cmpgt_epi16_mask(_mm512_add_epi16(x, _mm512_set1_epi16(offset)),
+                                     _mm512_set1_epi16(limit));
     } else {
-      const __m256i x = _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)),
-                                         _mm256_set1_epi8(clear));
-      const __mmask32 above = _mm256_cmpgt_epi8_mask(x, _mm256_set1_epi8(lowest));
-      return _mm256_mask_cmple_epi8_mask(above, x, _mm256_set1_epi8(last));
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      const __m256i x = _mm256_and_si256(bytes, _mm256_set1_epi8(clear));
+      return _mm256_cmpgt_epi8_mask(_mm256_add_epi8(x, _mm256_set1_epi8(offset)),
+                                    _mm256_set1_epi8(limit));
     }
+  }
+
+  static void transpose_bits(uint32_t (&x)[32]) { transpose_bits32(x); }
+
+  static bool wave32(const float* x, float omega, float factor, float shift, uint32_t& mask) {
+    // Halves of the words: the fraction, and the sign and exponent with the top of the mantissa.
+    const __m512i low = _mm512_set1_epi32(0x43000001), high = _mm512_set1_epi32(0x437FFFFF);
+    __mmask32 unsure = 0;
+    mask = 0;
+    for (int i = 0; i < 2; ++i) {
+      const __m512 p = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(omega));
+      const __m512i phase = _mm512_castps_si512(
+          _mm512_fmadd_ps(p, _mm512_set1_ps(factor), _mm512_set1_ps(shift)));
+      unsure |= _mm512_cmplt_epu16_mask(phase, low) | _mm512_cmpgt_epu16_mask(phase, high);
+      mask |= static_cast<uint32_t>(_mm512_movepi32_mask(_mm512_slli_epi32(phase, 15))) << (16 * i);
+    }
+    return unsure == 0;
+  }
+
+  template <class T>
+  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
+                           int64_t stride) {
+    transpose_tiles(x, rows, columns, pitch, out, stride);
   }
 
   static __m512i byte_counts(__m512i x) {

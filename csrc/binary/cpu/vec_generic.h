@@ -1,24 +1,60 @@
 // Plain C++: what every instruction set must provide to the shared kernels, one item at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "binary/cpu/engine.h"
 
 namespace nnkernels::binary {
 namespace {
 
 struct Vec {
-  // Bit i of the result: lowest < code[i] <= last, for 32 integers. Every test of a packed value
-  // has this form (see pack.h).
+  // Bit i of the result: (p[i] & clear) + offset > limit, for 32 integers; the sum wraps.
   template <class Int>
-  static uint32_t mask32(const void* p, Int clear, Int lowest, Int last) {
-    Int codes[32];
-    memcpy(codes, p, sizeof codes);
+  static uint32_t mask32(const Int* p, Int clear, Int offset, Int limit) {
+    using Unsigned = std::make_unsigned_t<Int>;
     uint32_t mask = 0;
     for (int i = 0; i < 32; ++i) {
-      const Int code = codes[i] & clear;
-      mask |= static_cast<uint32_t>(code > lowest && code <= last) << i;
+      const Int code = Int(Unsigned(p[i] & clear) + Unsigned(offset));
+      mask |= static_cast<uint32_t>(code > limit) << i;
     }
     return mask;
+  }
+
+  // Exchanges rows and columns of a 32 x 32 matrix of bits.
+  static void transpose_bits(uint32_t (&x)[32]) {
+    uint32_t mask = 0x0000FFFFu;
+    for (int step = 16; step > 0; step >>= 1, mask ^= mask << step) {
+      for (int i = 0; i < 32; i += 2 * step) {
+        for (int j = i; j < i + step; ++j) {
+          const uint32_t swap = ((x[j] >> step) ^ x[j + step]) & mask;
+          x[j] ^= swap << step;
+          x[j + step] ^= swap;
+        }
+      }
+    }
+  }
+
+  // Bit i of mask: bit 16 of the fixed-point number omega * x[i] * factor + shift. False if one of
+  // the sums is outside [128, 256) or has no fraction.
+  static bool wave32(const float* x, float omega, float factor, float shift, uint32_t& mask) {
+    mask = 0;
+    bool sure = true;
+    for (int i = 0; i < 32; ++i) {
+      const uint32_t phase = word_of(omega * x[i] * factor + shift);
+      sure &= phase >> 23 == 0x86 && (phase & 0xFFFF) != 0;
+      mask |= (phase >> 16 & 1) << i;
+    }
+    return sure;
+  }
+
+  // Copies every x[row][column] (rows of `pitch` items) to out[column * stride + row].
+  template <class T>
+  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
+                           int64_t stride) {
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < rows; ++i) out[j * stride + i] = x[i * pitch + j];
+    }
   }
 
   // Sums ones of 32-byte blocks.
