@@ -23,6 +23,9 @@ constexpr int64_t kChunkBits = 120;  // bits of a lookup chunk: 15 whole bytes
 constexpr int64_t kGroupBits = 5;
 constexpr int64_t kGroups = 24;  // per chunk
 constexpr int64_t kPatterns = 32;
+// Rows that are packed together when they, not the columns, lie next to each other: enough of each
+// column to be read in whole cache lines.
+constexpr int64_t kColumnRows = 128;
 // A block of a gradient product: rows of the result, and terms of a sum.
 constexpr int64_t kGradRows = 96;
 constexpr int64_t kGradDepth = 256;
@@ -104,7 +107,7 @@ struct Tile {
 struct Kernels {
   // ---- packing: writes whole rows of row_words(K)
   void (*pack_row)(Type type, Plane plane, const void* x, int64_t K, uint32_t* bits);
-  // Up to 32 rows at once, of x[row + k * column_stride], to bits[row * pitch].
+  // Up to kColumnRows rows at once, of x[row + k * column_stride], to bits[row * pitch].
   void (*pack_columns)(Type type, Plane plane, const void* x, int64_t column_stride, int64_t rows,
                        int64_t K, uint32_t* bits, int64_t pitch);
   void (*pack_wave)(const float* x, int64_t K, float omega, uint32_t* bits);

@@ -82,24 +82,31 @@ void pack_row(Type type, Plane plane, const void* x, int64_t K, uint32_t* bits) 
   });
 }
 
+// The bits of up to 32 rows at one column.
+template <class Int>
+uint32_t column_mask(const Test<Int>& test, const Int* column, int64_t rows) {
+  if (rows >= 32) return test(column);
+  Int tail[32] = {};
+  memcpy(tail, column, static_cast<size_t>(rows) * sizeof(Int));
+  return test(tail) & ((1u << rows) - 1);
+}
+
 void pack_columns(Type type, Plane plane, const void* x, int64_t column_stride, int64_t rows,
                   int64_t K, uint32_t* bits, int64_t pitch) {
   with_test(type, plane, [&]<class Int>(const Test<Int>& test) {
     const auto* at = static_cast<const Int*>(x);
-    const uint32_t keep = rows < 32 ? (1u << rows) - 1 : ~0u;
     for (int64_t word = 0; word < row_words(K); ++word) {
-      uint32_t masks[32] = {};
+      uint32_t masks[kColumnRows / 32][32] = {};
       for (int64_t k = 32 * word; k < K && k < 32 * word + 32; ++k) {
-        const Int* column = at + k * column_stride;
-        Int tail[32] = {};
-        if (rows < 32) {
-          memcpy(tail, column, static_cast<size_t>(rows) * sizeof(Int));
-          column = tail;
+        for (int64_t r = 0; r < rows; r += 32) {
+          masks[r / 32][k % 32] = column_mask(test, at + k * column_stride + r, rows - r);
         }
-        masks[k % 32] = test(column) & keep;
       }
-      if (32 * word < K) Vec::transpose_bits(masks);
-      for (int64_t r = 0; r < rows; ++r) bits[r * pitch + word] = masks[r];
+      for (int64_t r = 0; r < rows; ++r) {
+        uint32_t(&block)[32] = masks[r / 32];
+        if (r % 32 == 0 && 32 * word < K) Vec::transpose_bits(block);
+        bits[r * pitch + word] = block[r % 32];
+      }
     }
   });
 }
