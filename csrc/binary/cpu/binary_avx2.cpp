@@ -5,6 +5,7 @@
 //
 #include "binary/cpu/vec_avx2.h"
 //
+#include "binary/cpu/costs.h"
 #include "binary/cpu/count.h"
 #include "binary/cpu/int8.h"
 #include "binary/cpu/lookup.h"
@@ -17,6 +18,7 @@ namespace nnkernels::binary {
 
 extern const Kernels avx2_kernels;
 const Kernels avx2_kernels = {
+    .costs = &kAvx2Costs,
     .pack_row = pack_row,
     .pack_columns = pack_columns,
     .pack_wave = pack_wave,

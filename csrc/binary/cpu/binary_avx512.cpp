@@ -5,6 +5,7 @@
 //
 #include "binary/cpu/vec_avx512.h"
 //
+#include "binary/cpu/costs.h"
 #include "binary/cpu/count.h"
 #include "binary/cpu/int8.h"
 #include "binary/cpu/lookup.h"
@@ -17,6 +18,7 @@ namespace nnkernels::binary {
 
 extern const Kernels avx512_kernels;
 const Kernels avx512_kernels = {
+    .costs = &kAvx512Costs,
     .pack_row = pack_row,
     .pack_columns = pack_columns,
     .pack_wave = pack_wave,

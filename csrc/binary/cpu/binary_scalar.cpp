@@ -5,6 +5,7 @@
 //
 #include "binary/cpu/vec_generic.h"
 //
+#include "binary/cpu/costs.h"
 #include "binary/cpu/count.h"
 #include "binary/cpu/int8.h"
 #include "binary/cpu/pack.h"
@@ -15,6 +16,7 @@ namespace nnkernels::binary {
 
 extern const Kernels scalar_kernels;
 const Kernels scalar_kernels = {
+    .costs = &kScalarCosts,
     .pack_row = pack_row,
     .pack_columns = pack_columns,
     .pack_wave = pack_wave,

@@ -38,14 +38,17 @@ void gather_pixels(const ConvShape& s, const int32_t* x, const std::vector<TapRa
     memset(out + bytes - 8, 0, 8);
     for (int64_t i = 0; i < s.KH; ++i, to += s.KW * count) {
       const bool row_inside = i >= y.first && i < y.last;
-      const int64_t first = row_inside ? x_range.first : s.KW, last = row_inside ? x_range.last : s.KW;
-      memset(to, 0, static_cast<size_t>(first * count) * sizeof(int32_t));
+      const int64_t first = row_inside ? x_range.first : s.KW,
+                    last = row_inside ? x_range.last : s.KW;
+      if (first > 0) memset(to, 0, static_cast<size_t>(first * count) * sizeof(int32_t));
       const int32_t* from =
           image + ((y.origin + i * s.dilation[0]) * s.W + x_range.origin) * pixel_words;
       for (int64_t j = first; j < last; ++j) {
         copy_words<words>(from + j * s.dilation[1] * pixel_words, count, to + j * count);
       }
-      memset(to + last * count, 0, static_cast<size_t>((s.KW - last) * count) * sizeof(int32_t));
+      if (last < s.KW) {
+        memset(to + last * count, 0, static_cast<size_t>((s.KW - last) * count) * sizeof(int32_t));
+      }
     }
   }
 }

@@ -1,5 +1,6 @@
 #include "binary/cpu/engine.h"
 
+#include "binary/cpu/costs.h"
 #include "common/isa.h"
 
 namespace nnkernels::binary {
@@ -19,7 +20,10 @@ bool has_vpopcnt() {
 const Kernels& best_avx512_kernels() {
   static const Kernels kernels = [] {
     Kernels best = avx512_kernels;
-    if (has_vpopcnt()) best.popcount = vpopcnt_popcount;
+    if (has_vpopcnt()) {
+      best.popcount = vpopcnt_popcount;
+      best.costs = &kVpopcntCosts;
+    }
     return best;
   }();
   return kernels;

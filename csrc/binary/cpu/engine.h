@@ -103,8 +103,12 @@ struct Tile {
   int64_t stride = 0;
 };
 
+struct Costs;  // costs.h
+
 // One instruction set's kernels. All agree bit for bit. A nullptr is a kernel it lacks.
 struct Kernels {
+  const Costs* costs;
+
   // ---- packing: writes whole rows of row_words(K)
   void (*pack_row)(Type type, Plane plane, const void* x, int64_t K, uint32_t* bits);
   // Up to kColumnRows rows at once, of x[row + k * column_stride], to bits[row * pitch].

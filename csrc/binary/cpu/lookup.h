@@ -187,8 +187,8 @@ inline void index_chunk(__m128i bytes, uint8_t* index) {
       _mm_setr_epi16(1 << 11, 1 << 6, 1 << 9, 1 << 4, 1 << 7, 1 << 10, 1 << 5, 1 << 8);
   __m128i lanes[3];
   for (int i = 0; i < 3; ++i) {
-    const __m128i five = _mm_shuffle_epi8(
-        bytes, _mm_add_epi8(place, _mm_set1_epi8(static_cast<char>(5 * i))));
+    const __m128i five =
+        _mm_shuffle_epi8(bytes, _mm_add_epi8(place, _mm_set1_epi8(static_cast<char>(5 * i))));
     lanes[i] = _mm_srli_epi16(_mm_mullo_epi16(five, move), 8);
     lanes[i] = _mm_and_si128(lanes[i], _mm_set1_epi16(0xF8));
   }

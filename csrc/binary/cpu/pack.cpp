@@ -61,18 +61,18 @@ void pack_plane(const PackArgs& args, Plane plane, int32_t* out, const Parallel&
     return;
   }
   const int64_t blocks = ceil_div(args.rows, kColumnRows);
-  parallel_for(parallel, args.batch * args.groups * blocks, row_grain(kColumnRows * args.K),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t task = begin; task < end; ++task) {
-                   const int64_t row = task % blocks * kColumnRows, group = task / blocks % args.groups;
-                   const int64_t batch = task / blocks / args.groups;
-                   const int64_t first = (batch * args.rows + row) * args.groups + group;
-                   kernel.pack_columns(args.x.type, plane,
-                                       element(args.x, batch, row, group * args.K),
-                                       args.x.column_stride, std::min(kColumnRows, args.rows - row),
-                                       args.K, words + first * width, args.groups * width);
-                 }
-               });
+  parallel_for(
+      parallel, args.batch * args.groups * blocks, row_grain(kColumnRows * args.K),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t row = task % blocks * kColumnRows, group = task / blocks % args.groups;
+          const int64_t batch = task / blocks / args.groups;
+          const int64_t first = (batch * args.rows + row) * args.groups + group;
+          kernel.pack_columns(args.x.type, plane, element(args.x, batch, row, group * args.K),
+                              args.x.column_stride, std::min(kColumnRows, args.rows - row), args.K,
+                              words + first * width, args.groups * width);
+        }
+      });
 }
 
 int64_t ones_in(const uint32_t* words, int64_t count) {

@@ -103,7 +103,7 @@ void pack_columns(Type type, Plane plane, const void* x, int64_t column_stride, 
         }
       }
       for (int64_t r = 0; r < rows; ++r) {
-        uint32_t(&block)[32] = masks[r / 32];
+        uint32_t (&block)[32] = masks[r / 32];
         if (r % 32 == 0 && 32 * word < K) Vec::transpose_bits(block);
         bits[r * pitch + word] = block[r % 32];
       }

@@ -136,11 +136,6 @@ void run_swapped(const Job& job, Algo algo) {
   run({job.b, job.a, job.bits, sink, &outer, job.parallel}, algo);
 }
 
-const Costs& costs() {
-  if (kernels().lookup[1] != nullptr) return kAvx512Costs;
-  return kernels().lookup[0] != nullptr ? kAvx2Costs : kScalarCosts;
-}
-
 double nibble_cost(const Costs& cost, double m, double n, int64_t bits) {
   const double blocks = static_cast<double>(ceil_div(bits, 192)) * std::ceil(n / 64);
   return blocks * (m * cost.nibble_row + std::ceil(m / 64) * cost.nibble_spread);
@@ -163,7 +158,7 @@ struct Choice {
 
 Algo choose(const Operand& a, const Operand& b, int64_t bits) {
   if (kernels().lookup[0] == nullptr) return Algo::popcount;
-  const Costs& cost = costs();
+  const Costs& cost = *kernels().costs;
   const auto m = static_cast<double>(a.count), n = static_cast<double>(b.count);
   const double turn = m * n * cost.transpose;
   const Choice choices[] = {

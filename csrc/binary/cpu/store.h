@@ -63,12 +63,6 @@ void to_float16(const float* x, int64_t n, uint16_t* out) {
 
 typedef float Floats __attribute__((vector_size(32)));
 
-inline Floats load_floats(const float* p) {
-  Floats x;
-  memcpy(&x, p, sizeof x);
-  return x;
-}
-
 // Scales and shifts a row in the order of operations that binary.h promises.
 void affine_row(const Row& row, float* y) {
   const Epilogue& e = row.store.epilogue;
@@ -78,10 +72,17 @@ void affine_row(const Row& row, float* y) {
   if (row_scale == nullptr && column_scale == nullptr && bias == nullptr) return;
   int64_t j = 0;
   for (; j + 8 <= row.n; j += 8) {
-    Floats value = load_floats(y + j);
+    Floats value, other;
+    memcpy(&value, y + j, sizeof value);
     if (row_scale != nullptr) value *= *row_scale;
-    if (column_scale != nullptr) value *= load_floats(column_scale + j);
-    if (bias != nullptr) value += load_floats(bias + j);
+    if (column_scale != nullptr) {
+      memcpy(&other, column_scale + j, sizeof other);
+      value *= other;
+    }
+    if (bias != nullptr) {
+      memcpy(&other, bias + j, sizeof other);
+      value += other;
+    }
     memcpy(y + j, &value, sizeof value);
   }
   for (; j < row.n; ++j) {

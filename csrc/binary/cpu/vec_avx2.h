@@ -53,8 +53,8 @@ struct Vec {
     mask = 0;
     for (int i = 0; i < 4; ++i) {
       const __m256 p = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), _mm256_set1_ps(omega));
-      const __m256i phase = _mm256_castps_si256(
-          _mm256_fmadd_ps(p, _mm256_set1_ps(factor), _mm256_set1_ps(shift)));
+      const __m256i phase =
+          _mm256_castps_si256(_mm256_fmadd_ps(p, _mm256_set1_ps(factor), _mm256_set1_ps(shift)));
       least = _mm256_min_epu16(least, phase);
       most = _mm256_max_epu16(most, phase);
       mask |= movemask(_mm256_slli_epi32(phase, 15)) << (8 * i);

@@ -14,7 +14,8 @@ struct Vec {
     if constexpr (sizeof(Int) == 4) {
       uint32_t mask = 0;
       for (int i = 0; i < 2; ++i) {
-        const __m512i x = _mm512_and_si512(_mm512_loadu_si512(p + 16 * i), _mm512_set1_epi32(clear));
+        const __m512i x =
+            _mm512_and_si512(_mm512_loadu_si512(p + 16 * i), _mm512_set1_epi32(clear));
         const __m512i moved = _mm512_add_epi32(x, _mm512_set1_epi32(offset));
         const __mmask16 above = _mm512_cmpgt_epi32_mask(moved, _mm512_set1_epi32(limit));
         mask |= static_cast<uint32_t>(above) << (16 * i);
@@ -41,8 +42,8 @@ struct Vec {
     mask = 0;
     for (int i = 0; i < 2; ++i) {
       const __m512 p = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(omega));
-      const __m512i phase = _mm512_castps_si512(
-          _mm512_fmadd_ps(p, _mm512_set1_ps(factor), _mm512_set1_ps(shift)));
+      const __m512i phase =
+          _mm512_castps_si512(_mm512_fmadd_ps(p, _mm512_set1_ps(factor), _mm512_set1_ps(shift)));
       unsure |= _mm512_cmplt_epu16_mask(phase, low) | _mm512_cmpgt_epu16_mask(phase, high);
       mask |= static_cast<uint32_t>(_mm512_movepi32_mask(_mm512_slli_epi32(phase, 15))) << (16 * i);
     }
