@@ -4,8 +4,6 @@ The public functions call `check_*` before any kernel, the fake kernels before t
 result. Errors are TypeError (kind, dtype) or ValueError (value, shape).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,6 +27,7 @@ MAX_INT16_K = 32767
 MAX_INT8_K = 2**23
 # |omega * w| up to which the square wave is defined.
 MAX_PHASE = 2.0**20
+MAX_OMEGA = torch.finfo(torch.float32).max
 
 
 # ---- lengths, scalars ----
@@ -44,7 +43,8 @@ def check_length(op, K, largest=MAX_K, why="bits a row", name="K"):
 
 def check_omega(op, omega):
     _checks.real(op, "omega", omega)
-    if not (math.isfinite(omega) and 0 < omega <= torch.finfo(torch.float32).max):
+    # NaN fails every comparison.
+    if not 0 < omega <= MAX_OMEGA:
         raise ValueError(f"{op}: omega must be finite and positive, got {omega}")
 
 
@@ -448,15 +448,18 @@ def check_conv2d_train(
 ):
     """Returns the size (OH, OW) of the result."""
     _check_latent(op, x, w, alpha, bias, omega, surrogate)
-    shapes = f"x is {_checks.shape(x)} and w is {_checks.shape(w)}"
     if x.dim() != 4 or w.dim() != 4:
         raise ValueError(
-            f"{op}: {shapes}, expected x [batch, C, H, W] and w [O, C / groups, KH, KW]"
+            f"{op}: x is {_checks.shape(x)} and w is {_checks.shape(w)}, expected x "
+            "[batch, C, H, W] and w [O, C / groups, KH, KW]"
         )
     C, kernel = x.shape[1], (w.shape[0], *w.shape[2:])
     sizes = window(op, x.shape[2:], C, kernel, stride, padding, dilation, groups, pad_mode)
     if w.shape[1] != C // groups:
-        raise ValueError(f"{op}: {shapes}, expected {C // groups} channels of w in {groups} groups")
+        raise ValueError(
+            f"{op}: x is {_checks.shape(x)} and w is {_checks.shape(w)}, expected {C // groups} "
+            f"channels of w in {groups} groups"
+        )
     K = w.shape[1] * w.shape[2] * w.shape[3]
     check_length(op, K, MAX_FLOAT_K, "for a float result")
     check_vector(op, "alpha", alpha, w.shape[:1], "x", x)
