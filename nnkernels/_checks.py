@@ -8,6 +8,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def short(dtype) -> str:
@@ -19,7 +20,7 @@ def listed(choices) -> str:
 
 
 def tensor(op: str, name: str, value, dtypes):
-    """The value is a tensor of one of these dtypes."""
+    """The value is a dense tensor of one of these dtypes."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in dtypes:
@@ -27,6 +28,9 @@ def tensor(op: str, name: str, value, dtypes):
             f"{op}: {name} has dtype {short(value.dtype)}, expected one of "
             f"{', '.join(map(short, dtypes))}; convert it with .to(...)"
         )
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else short(value.layout).removeprefix("_")
+        raise TypeError(f"{op}: {name} is a {kind} tensor, expected a dense one")
 
 
 def same_device(op: str, name: str, value: Tensor, first_name: str, first: Tensor):
@@ -38,7 +42,7 @@ def same_device(op: str, name: str, value: Tensor, first_name: str, first: Tenso
 
 
 def out_dtype(op: str, dtype, dtypes):
-    if dtype is not None and dtype not in dtypes:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in dtypes):
         raise TypeError(
             f"{op}: out_dtype is {short(dtype)}, expected one of {', '.join(map(short, dtypes))}"
         )
@@ -59,12 +63,29 @@ def real(op: str, name: str, value):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__} {value!r}")
 
 
+def boolean(op: str, name: str, value):
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(value).__name__} {value!r}")
+
+
 def shape(value: Tensor) -> str:
     return str(list(value.shape))
 
 
+def refuse_tangents(op: str, *inputs: Tensor | None):
+    """No operator has a forward-mode derivative: the tangent of an input would be lost silently."""
+    if forward_ad._current_level >= 0 and any(
+        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in inputs
+    ):
+        raise NotImplementedError(
+            f"{op}: forward-mode differentiation (dual tensors, torch.func.jvp and jacfwd) is not "
+            "supported; use torch.autograd.grad"
+        )
+
+
 def needs_grad(op: str, grad: str | None, *inputs: Tensor | None) -> bool:
     """Whether autograd must record the call; it cannot where `grad` names no derivative."""
+    refuse_tangents(op, *inputs)
     if not torch.is_grad_enabled():
         return False
     if not any(value is not None and value.requires_grad for value in inputs):

@@ -1,6 +1,8 @@
 """Loads the compiled libraries and tells what they are."""
 
 import os
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def load():
     torch.ops.load_library(str(_FOLDER / "_C.so"))
     if has_cuda_library():
         torch.ops.load_library(str(_CUDA_LIBRARY))
+    # What the environment asks for must be possible.
     forced_backend()
+    _host.active_isa()
 
 
 def forced_backend():
@@ -54,6 +58,15 @@ def forced_backend():
     return name
 
 
+def _triton_version():
+    if find_spec("triton") is None:
+        return None
+    try:
+        return installed_version("triton")
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
 def build_info():
     """What this installation is and which backends it has, as a flat dictionary.
 
@@ -61,11 +74,6 @@ def build_info():
     cuda_library, cuda_device, triton (version or None), backend (forced by NNKERNELS_BACKEND, or
     "auto").
     """
-    triton = None
-    if find_spec("triton") is not None:
-        from importlib.metadata import version as installed
-
-        triton = installed("triton")
     return {
         "version": version,
         "compiler": _host.compiler,
@@ -75,6 +83,6 @@ def build_info():
         "cpu_isa_available": _host.isa_names(),
         "cuda_library": has_cuda_library(),
         "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "triton": triton,
+        "triton": _triton_version(),
         "backend": forced_backend() or "auto",
     }

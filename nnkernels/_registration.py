@@ -8,6 +8,8 @@ import functools
 
 import torch
 
+from nnkernels._checks import needs_grad, refuse_tangents
+
 _library = torch.library.Library("nnkernels", "FRAGMENT")
 
 
@@ -53,6 +55,7 @@ def register_autograd(name, *, inputs, saved, choices, constants=()):
 
         @staticmethod
         def backward(ctx, g):
+            refuse_tangents(f"{name}_bwd", g)
             needed = ctx.needs_input_grad[2:]
             needs = {f"need_{key}": need for key, need in zip(inputs, needed, strict=False)}
             gradients = backward(g, *ctx.saved_tensors, **needs, **ctx.options)
@@ -68,15 +71,18 @@ def register_autograd(name, *, inputs, saved, choices, constants=()):
     def kernel(*tensors, grad="ste", **keywords):
         if grad is not None and grad not in choices:
             raise RuntimeError(f"{name}: grad must be one of {', '.join(map(repr, choices))}")
-        if not torch.is_grad_enabled():
-            return forward(*tensors, **keywords)
         for key in constants:
-            if (constant := keywords.get(key)) is not None and constant.requires_grad:
+            constant = keywords.get(key)
+            refuse_tangents(name, constant)
+            if torch.is_grad_enabled() and constant is not None and constant.requires_grad:
                 raise RuntimeError(f"{name}: {key} gets no gradient; detach it")
-        if not any(value is not None and value.requires_grad for value in tensors):
+        if not needs_grad(name, grad, *tensors):
             return forward(*tensors, **keywords)
-        if grad is None:
-            raise RuntimeError(f"{name}: an input requires a gradient but grad=None")
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                f"{name}: the transforms of torch.func cannot differentiate it; use "
+                "torch.autograd.grad or backward"
+            )
         return Function.apply(grad, keywords, *tensors)
 
     def refuse(ctx, *gradients):

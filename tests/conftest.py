@@ -4,17 +4,10 @@ Hypothesis runs the profile "default": few examples, the same every time. `pytes
 --hypothesis-profile=deep` searches longer.
 """
 
-import sys
-from pathlib import Path
-
+import house
 import hypothesis
 import pytest
 import torch
-
-# Tests import their shared modules by name; the package itself is the installed one.
-sys.path.insert(0, str(Path(__file__).parent))
-
-import house
 
 from nnkernels import _host
 

@@ -59,6 +59,14 @@ EDGES = {
     "one": (1.0, 1.0, 1.0625),
 }
 
+# The same where the modes differ, as s >= 2: x and y, L in mode "bits" and in mode "formula".
+_LAST = 1.9921875
+CARRIES_TWICE = {
+    "in-range": (_LAST, _LAST, 4.1875, 3.046875),
+    "to-smallest": (_LAST * 2.0**-64, -_LAST * 2.0**-64, -1.046875 * SMALLEST, -0.0),
+    "to-overflow": (_LAST * 2.0**63, -_LAST * 2.0**63, -INF, -3.046875 * 2.0**126),
+}
+
 
 def name(value) -> str:
     """A readable test id of a dtype, a shape or an option."""
@@ -79,6 +87,25 @@ def any_words(*shape, dtype=torch.float32, seed=0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randint(0, 256, (*shape, size), generator=generator, dtype=torch.uint8)
     return raw.view(dtype).squeeze(-1)
+
+
+# Which elements `with_zeros` makes zero.
+ZEROS = ("none", "some", "lines", "one", "all")
+
+
+def with_zeros(x, where):
+    """x with some of its elements zero, or its rows, or all: of either sign, or subnormal."""
+    generator = torch.Generator().manual_seed(9)
+    zeros = torch.tensor([0.0, -0.0, SMALLEST / 2, -SMALLEST / 4])
+    zeros = zeros[torch.randint(4, x.shape, generator=generator)]
+    chosen = {
+        "none": torch.zeros(()),
+        "some": torch.rand(x.shape, generator=generator),
+        "lines": torch.rand((*x.shape[:-1], 1), generator=generator),
+        "one": (torch.arange(x.numel()) == x.numel() // 2).view(x.shape),
+        "all": torch.ones(()),
+    }[where]
+    return torch.where(chosen > 0.5, zeros, x)
 
 
 def transposed(x: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ Values packed_values(const char* op, const char* name, const Tensor& x, bool int
   return Values(x, type);
 }
 
-Tensor new_bits(const Tensor& x) {
-  return empty(x, with_last(leading(x), row_words(x.size(x.dim() - 1))), ScalarType::Int);
+Tensor new_bits(const char* op, const Tensor& x) {
+  return empty(op, x, with_last(leading(x), row_words(x.size(x.dim() - 1))), ScalarType::Int);
 }
 
 void refuse_nan(const char* op, const Tensor& x, int64_t index) {
@@ -32,7 +32,7 @@ Tensor binary_pack(const Tensor& x, bool check_nan) {
   const char* op = "binary_pack";
   const Values values = packed_values(op, "x", x, true);
   PackArgs args = values.pack_args();
-  const Tensor bits = new_bits(x);
+  const Tensor bits = new_bits(op, x);
   args.bits = new_words(bits);
   refuse_nan(op, x, pack(args, check_nan, torch_threads()));
   return bits;
@@ -42,7 +42,7 @@ std::tuple<Tensor, Tensor> binary_pack_rowpop(const Tensor& x, bool check_nan) {
   const char* op = "binary_pack_rowpop";
   const Values values = packed_values(op, "x", x, true);
   PackArgs args = values.pack_args();
-  const Tensor bits = new_bits(x), rowpop = empty(x, leading(x), ScalarType::Int);
+  const Tensor bits = new_bits(op, x), rowpop = empty(op, x, leading(x), ScalarType::Int);
   args.bits = new_words(bits);
   args.rowpop = new_words(rowpop);
   refuse_nan(op, x, pack(args, check_nan, torch_threads()));
@@ -60,7 +60,7 @@ Tensor binary_pack_biper(const Tensor& w, double omega, bool check) {
   const char* op = "binary_pack_biper";
   const Values values = packed_values(op, "w", w, false);
   PackArgs args = values.pack_args();
-  const Tensor bits = new_bits(w);
+  const Tensor bits = new_bits(op, w);
   args.bits = new_words(bits);
   const int64_t index = pack_biper(args, checked_omega(op, omega), check, torch_threads());
   NNK_CHECK(index < 0, op, ": |omega * w| exceeds 2^20 or is NaN at ",
@@ -71,7 +71,7 @@ Tensor binary_pack_biper(const Tensor& w, double omega, bool check) {
 std::tuple<Tensor, Tensor> binary_pack_ternary(const Tensor& t) {
   const char* op = "binary_pack_ternary";
   const Values values = packed_values(op, "t", t, true);
-  const Tensor mask = new_bits(t), sign = new_bits(t);
+  const Tensor mask = new_bits(op, t), sign = new_bits(op, t);
   pack_ternary(values.pack_args(), new_words(mask), new_words(sign), torch_threads());
   return {mask, sign};
 }
@@ -84,7 +84,7 @@ Tensor binary_unpack(const Tensor& bits, int64_t K, ScalarType dtype) {
   NNK_CHECK(type, op, ": dtype is ", name_of(dtype),
             ", expected float32, bfloat16, float16, int8, int16 or int32");
   const Tensor rows = side_by_side(as_rows(bits));
-  const Tensor out = empty(bits, with_last(leading(bits), K), dtype);
+  const Tensor out = empty(op, bits, with_last(leading(bits), K), dtype);
   const int64_t stride = rows.dim() == 2 ? rows.stride(0) : 0;
   unpack({words_of(rows), 0, stride}, product(leading(bits)), K, out.mutable_data_ptr(), *type,
          torch_threads());
@@ -94,7 +94,7 @@ Tensor binary_unpack(const Tensor& bits, int64_t K, ScalarType dtype) {
 Tensor binary_popcount(const Tensor& t) {
   const char* op = "binary_popcount";
   check_dtype(op, "t", t, ScalarType::Int);
-  const Tensor words = dense(t), out = empty(t, sizes_of(t), ScalarType::Int);
+  const Tensor words = dense(t), out = empty(op, t, sizes_of(t), ScalarType::Int);
   popcount(words_of(words), t.numel(), new_words(out), torch_threads());
   return out;
 }
@@ -121,7 +121,7 @@ Tensor binary_matmul(const Tensor& a, const Tensor& b, int64_t K, const Optional
   const Vector rows(op, "row_scale", row_scale, leading(a), a);
   const Vector columns(op, "col_scale", col_scale, {pair.N}, a),
       added(op, "bias", bias, {pair.N}, a);
-  const Tensor out = empty(a, pair.out_sizes(pair.N), type);
+  const Tensor out = empty(op, a, pair.out_sizes(pair.N), type);
   MatmulArgs args{pair.batch, pair.M, pair.N, K, pair.a(), pair.b()};
   args.epilogue = store_to(out);
   args.epilogue.row_scale = rows.data();
@@ -149,7 +149,7 @@ Tensor binary_matmul_prepacked(const Tensor& a, const Tensor& b_packed, int64_t 
   args.K = K;
   args.a = rows_of(flat);
   args.b_packed = packed_weight(op, "b_packed", b_packed, a, N, K);
-  const Tensor out = empty(a, with_last(leading(a), N), type);
+  const Tensor out = empty(op, a, with_last(leading(a), N), type);
   args.epilogue = store_to(out);
   args.epilogue.row_scale = rows.data();
   args.epilogue.column_scale = columns.data();
@@ -166,7 +166,7 @@ Tensor binary_matmul_sign(const Tensor& a, const Tensor& b, int64_t K, const Ten
   NNK_CHECK(b.dim() == 2, op, ": b is ", shape(b), ", expected [N, W(K)]");
   const Vector limits(op, "thresh", thresh, {pair.N}, a, ScalarType::Int);
   const Vector directions(op, "dir", dir, {pair.N}, a, ScalarType::Char);
-  const Tensor out = empty(a, pair.out_sizes(row_words(pair.N)), ScalarType::Int);
+  const Tensor out = empty(op, a, pair.out_sizes(row_words(pair.N)), ScalarType::Int);
   MatmulArgs args{1, pair.M, pair.N, K, pair.a(), pair.b()};
   args.epilogue = store_to(out);
   args.epilogue.thresh = limits.data<int32_t>();
@@ -179,7 +179,7 @@ Tensor binary_hamming(const Tensor& a, const Tensor& b, int64_t K) {
   const char* op = "binary_hamming";
   check_length(op, K, kMaxK, "for 32-bit sums");
   const Pair pair(op, "a", a, "b", b, K);
-  const Tensor out = empty(a, pair.out_sizes(pair.N), ScalarType::Int);
+  const Tensor out = empty(op, a, pair.out_sizes(pair.N), ScalarType::Int);
   MatmulArgs args{pair.batch, pair.M, pair.N, K, pair.a(), pair.b()};
   args.hamming = true;
   args.epilogue = store_to(out);
@@ -193,7 +193,7 @@ Tensor binary_prepack(const Tensor& b, int64_t K) {
   check_words(op, "b", b, K);
   NNK_CHECK(b.dim() == 2, op, ": b is ", shape(b), ", expected [N, W(K)]");
   const Tensor rows = side_by_side(b);
-  const Tensor packed = empty(b, {packed_size(b.size(0), K)}, ScalarType::Byte);
+  const Tensor packed = empty(op, b, {packed_size(b.size(0), K)}, ScalarType::Byte);
   prepack(rows_of(rows), b.size(0), K, static_cast<uint8_t*>(packed.mutable_data_ptr()),
           torch_threads());
   return packed;
@@ -207,7 +207,7 @@ Tensor run_linear(const char* op, const Tensor& x, LinearArgs args, const Option
   const Tensor rows = reshaped(x, {product(leading(x)), args.K});
   args.M = rows.size(0);
   args.x = {rows.const_data_ptr(), *to_type(x.scalar_type()), 0, rows.stride(0), rows.stride(1)};
-  const Tensor out = empty(x, with_last(leading(x), args.N), x.scalar_type());
+  const Tensor out = empty(op, x, with_last(leading(x), args.N), x.scalar_type());
   args.epilogue = store_to(out);
   args.epilogue.column_scale = columns.data();
   args.epilogue.bias = added.data();
@@ -275,7 +275,7 @@ Tensor binary_conv2d(const Tensor& x, const Tensor& w, int64_t C, const Ints& st
       conv_shape_of_bits(op, x, w, C, {stride, padding, dilation, groups, pad_mode});
   const ScalarType type = out_type(op, out_dtype, C / groups * shape.KH * shape.KW, scale || bias);
   const Vector columns(op, "scale", scale, {shape.O}, x), added(op, "bias", bias, {shape.O}, x);
-  const Tensor out = empty(x, conv_out_sizes(shape, nchw), type);
+  const Tensor out = empty(op, x, conv_out_sizes(shape, nchw), type);
   Epilogue epilogue = store_to(out);
   epilogue.column_scale = columns.data();
   epilogue.bias = added.data();
@@ -293,7 +293,7 @@ Tensor binary_conv2d_sign(const Tensor& x, const Tensor& w, int64_t C, const Ten
   const Vector directions(op, "dir", dir, {shape.O}, x, ScalarType::Char);
   Ints sizes = conv_out_sizes(shape, false);
   sizes.back() = row_words(shape.O);
-  const Tensor out = empty(x, sizes, ScalarType::Int);
+  const Tensor out = empty(op, x, sizes, ScalarType::Int);
   Epilogue epilogue = store_to(out);
   epilogue.thresh = limits.data<int32_t>();
   epilogue.dir = directions.data<int8_t>();
@@ -314,7 +314,7 @@ Tensor binary_conv2d_corr(const Tensor& w, int64_t C, int64_t groups) {
   sizes.KH = w.size(1);
   sizes.KW = w.size(2);
   sizes.groups = groups;
-  const Tensor taps = dense(w), corr = empty(w, corr_sizes(sizes), ScalarType::Int);
+  const Tensor taps = dense(w), corr = empty(op, w, corr_sizes(sizes), ScalarType::Int);
   conv_corr(sizes, words_of(taps), new_words(corr));
   return corr;
 }
@@ -340,8 +340,8 @@ Tensor binary_maxpool2d(const Tensor& bits, const Ints& kernel_size,
               " exceeds the padded input of ", padded, " pixels");
   }
   const Tensor pixels = dense(bits);
-  const Tensor out =
-      empty(bits, {args.batch, args.out_height(), args.out_width(), args.words}, ScalarType::Int);
+  const Tensor out = empty(op, bits, {args.batch, args.out_height(), args.out_width(), args.words},
+                           ScalarType::Int);
   args.x = words_of(pixels);
   args.out = new_words(out);
   maxpool2d(args, torch_threads());
@@ -360,7 +360,7 @@ Tensor binary_ternary_matmul(const Tensor& a_mask, const Tensor& a_sign, const T
   const Pair masks(op, "a_mask", a_mask, "b_mask", b_mask, K);
   const Pair signs(op, "a_sign", a_sign, "b_sign", b_sign, K);
   check_device(op, "a_sign", a_sign, a_mask);
-  const Tensor out = empty(a_mask, masks.out_sizes(masks.N), ScalarType::Int);
+  const Tensor out = empty(op, a_mask, masks.out_sizes(masks.N), ScalarType::Int);
   TernaryArgs args{masks.batch, masks.M, masks.N, K};
   args.a_mask = masks.a();
   args.a_sign = signs.a();
@@ -397,7 +397,7 @@ Tensor binary_int8_matmul(const Tensor& x, const Tensor& w_bits, int64_t K,
     mask = side_by_side(*w_mask);
     args.w_mask = rows_of(*mask);
   }
-  const Tensor out = empty(x, with_last(leading(x), N), type);
+  const Tensor out = empty(op, x, with_last(leading(x), N), type);
   args.M = flat.size(0);
   args.N = N;
   args.K = K;
@@ -431,7 +431,7 @@ Tensor binary_planes_matmul(const Tensor& a_planes, const Tensor& b_planes, int6
   const Tensor a = side_by_side(a_planes), b = side_by_side(b_planes);
   args.a = rows_of(a);
   args.b = rows_of(b);
-  const Tensor out = empty(a_planes, {args.M, args.N}, ScalarType::Int);
+  const Tensor out = empty(op, a_planes, {args.M, args.N}, ScalarType::Int);
   args.out = new_words(out);
   planes_matmul(args, torch_threads());
   return out;
@@ -479,15 +479,15 @@ Trained binary_linear_train_fwd(const Tensor& x, const Tensor& w, const Optional
   check_length(op, K, kMaxFloatK, "for a float result");
   const Vector scale(op, "alpha", alpha, {N}, x), added(op, "bias", bias, {N}, x);
   const bool inside = wants_inside(op, surrogate);
-  const Tensor w_bits = new_bits(w), x_bits = new_bits(x);
-  const Tensor x_inside = empty(x, inside ? sizes_of(x_bits) : Ints{0}, ScalarType::Int);
+  const Tensor w_bits = new_bits(op, w), x_bits = new_bits(op, x);
+  const Tensor x_inside = empty(op, x, inside ? sizes_of(x_bits) : Ints{0}, ScalarType::Int);
   PackArgs w_args = w_values.pack_args(), x_args = x_values.pack_args();
   w_args.bits = new_words(w_bits);
   pack_latent(op, w_args, omega, w);
   x_args.bits = new_words(x_bits);
   if (inside) x_args.inside = new_words(x_inside);
   pack(x_args, false, torch_threads());
-  const Tensor out = empty(x, with_last(leading(x), N), x.scalar_type());
+  const Tensor out = empty(op, x, with_last(leading(x), N), x.scalar_type());
   const int64_t M = product(leading(x)), words = row_words(K);
   MatmulArgs args{1, M, N, K, {words_of(x_bits), 0, words}, {words_of(w_bits), 0, words}};
   args.epilogue = trained_epilogue(out, scale, added);
@@ -503,11 +503,11 @@ Tensor binary_linear_train(const Tensor& x, const Tensor& w, const OptionalTenso
 
 // Where the backward of a layer leaves what is needed of it; what is not is an empty tensor.
 struct NewGradients {
-  NewGradients(const Tensor& like, const Ints& x, const Ints& w, int64_t outputs, bool need_x,
-               bool need_w, bool need_alpha)
-      : x(empty(like, need_x ? x : Ints{0}, ScalarType::Float)),
-        w(empty(like, need_w ? w : Ints{0}, ScalarType::Float)),
-        alpha(empty(like, {need_alpha ? outputs : 0}, ScalarType::Float)),
+  NewGradients(const char* op, const Tensor& like, const Ints& x, const Ints& w, int64_t outputs,
+               bool need_x, bool need_w, bool need_alpha)
+      : x(empty(op, like, need_x ? x : Ints{0}, ScalarType::Float)),
+        w(empty(op, like, need_w ? w : Ints{0}, ScalarType::Float)),
+        alpha(empty(op, like, {need_alpha ? outputs : 0}, ScalarType::Float)),
         need_x(need_x),
         need_w(need_w),
         need_alpha(need_alpha) {}
@@ -553,7 +553,7 @@ Gradients binary_linear_train_bwd(const Tensor& g, const Tensor& x_bits, const T
   check_device(op, "g", g, x_bits);
   check_device(op, "w_bits", w_bits, x_bits);
   const Vector scale(op, "alpha", alpha, {N}, x_bits);
-  const NewGradients gradients(g, with_last(leading(x_bits), K), {N, K}, N, need_x, need_w,
+  const NewGradients gradients(op, g, with_last(leading(x_bits), K), {N, K}, N, need_x, need_w,
                                need_alpha);
   const int64_t M = product(leading(x_bits)), words = row_words(K);
   const Tensor rows = reshaped(g, {M, N});
@@ -589,9 +589,10 @@ Trained binary_conv2d_train_fwd(const Tensor& x, const Tensor& w, const Optional
 
   const Tensor images = dense(x), kernels = dense(w);
   const int64_t plane = sizes.H * sizes.W, taps = sizes.KH * sizes.KW;
-  const Tensor x_bits = empty(x, {sizes.batch, sizes.H, sizes.W, groups * words}, ScalarType::Int);
-  const Tensor x_inside = empty(x, inside ? sizes_of(x_bits) : Ints{0}, ScalarType::Int);
-  const Tensor w_bits = empty(x, {sizes.O, sizes.KH, sizes.KW, words}, ScalarType::Int);
+  const Tensor x_bits =
+      empty(op, x, {sizes.batch, sizes.H, sizes.W, groups * words}, ScalarType::Int);
+  const Tensor x_inside = empty(op, x, inside ? sizes_of(x_bits) : Ints{0}, ScalarType::Int);
+  const Tensor w_bits = empty(op, x, {sizes.O, sizes.KH, sizes.KW, words}, ScalarType::Int);
   PackArgs x_args{sizes.batch, plane, channels, groups};
   x_args.x = {images.const_data_ptr(), x_type, sizes.C * plane, 1, plane};
   x_args.bits = new_words(x_bits);
@@ -602,7 +603,7 @@ Trained binary_conv2d_train_fwd(const Tensor& x, const Tensor& w, const Optional
   w_args.bits = new_words(w_bits);
   pack_latent(op, w_args, omega, w);
 
-  const Tensor out = empty(x, conv_out_sizes(sizes, true), x.scalar_type());
+  const Tensor out = empty(op, x, conv_out_sizes(sizes, true), x.scalar_type());
   run_conv2d(op, x_bits, w_bits, sizes, std::nullopt, trained_epilogue(out, scale, added), out,
              true);
   return {out, x_bits, x_inside, w_bits};
@@ -632,7 +633,7 @@ Gradients binary_conv2d_train_bwd(const Tensor& g, const Tensor& x_bits, const T
             shape(w_bits));
   check_device(op, "g", g, x_bits);
   const Vector scale(op, "alpha", alpha, {sizes.O}, x_bits);
-  const NewGradients gradients(g, {sizes.batch, C, sizes.H, sizes.W},
+  const NewGradients gradients(op, g, {sizes.batch, C, sizes.H, sizes.W},
                                {sizes.O, C / groups, sizes.KH, sizes.KW}, sizes.O, need_x, need_w,
                                need_alpha);
   // [batch, O, pixels]: a view unless rows and columns step apart.
@@ -718,33 +719,37 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nnkernels, m) {
   m.def("binary_conv2d_train_bwd(" BINARY_SAVED "SymInt C, " BINARY_WINDOW ", " BINARY_NEEDS);
 }
 
-#define BINARY_IMPL(name) m.impl(#name, TORCH_BOX(&nnkernels::binary::name))
+#define BINARY_IMPL(name)                                           \
+  {                                                                 \
+    static constexpr char text[] = #name;                           \
+    m.impl(text, nnkernels::boxed<text, &nnkernels::binary::name>); \
+  }
 
 STABLE_TORCH_LIBRARY_IMPL(nnkernels, CPU, m) {
-  BINARY_IMPL(binary_pack);
-  BINARY_IMPL(binary_pack_rowpop);
-  BINARY_IMPL(binary_unpack);
-  BINARY_IMPL(binary_pack_biper);
-  BINARY_IMPL(binary_pack_ternary);
-  BINARY_IMPL(binary_popcount);
-  BINARY_IMPL(binary_matmul);
-  BINARY_IMPL(binary_matmul_prepacked);
-  BINARY_IMPL(binary_matmul_sign);
-  BINARY_IMPL(binary_hamming);
-  BINARY_IMPL(binary_prepack);
-  BINARY_IMPL(binary_linear);
-  BINARY_IMPL(binary_linear_prepacked);
-  BINARY_IMPL(binary_conv2d);
-  BINARY_IMPL(binary_conv2d_sign);
-  BINARY_IMPL(binary_conv2d_corr);
-  BINARY_IMPL(binary_maxpool2d);
-  BINARY_IMPL(binary_ternary_matmul);
-  BINARY_IMPL(binary_int8_matmul);
-  BINARY_IMPL(binary_planes_matmul);
-  BINARY_IMPL(binary_linear_train);
-  BINARY_IMPL(binary_linear_train_fwd);
-  BINARY_IMPL(binary_linear_train_bwd);
-  BINARY_IMPL(binary_conv2d_train);
-  BINARY_IMPL(binary_conv2d_train_fwd);
-  BINARY_IMPL(binary_conv2d_train_bwd);
+  BINARY_IMPL(binary_pack)
+  BINARY_IMPL(binary_pack_rowpop)
+  BINARY_IMPL(binary_unpack)
+  BINARY_IMPL(binary_pack_biper)
+  BINARY_IMPL(binary_pack_ternary)
+  BINARY_IMPL(binary_popcount)
+  BINARY_IMPL(binary_matmul)
+  BINARY_IMPL(binary_matmul_prepacked)
+  BINARY_IMPL(binary_matmul_sign)
+  BINARY_IMPL(binary_hamming)
+  BINARY_IMPL(binary_prepack)
+  BINARY_IMPL(binary_linear)
+  BINARY_IMPL(binary_linear_prepacked)
+  BINARY_IMPL(binary_conv2d)
+  BINARY_IMPL(binary_conv2d_sign)
+  BINARY_IMPL(binary_conv2d_corr)
+  BINARY_IMPL(binary_maxpool2d)
+  BINARY_IMPL(binary_ternary_matmul)
+  BINARY_IMPL(binary_int8_matmul)
+  BINARY_IMPL(binary_planes_matmul)
+  BINARY_IMPL(binary_linear_train)
+  BINARY_IMPL(binary_linear_train_fwd)
+  BINARY_IMPL(binary_linear_train_bwd)
+  BINARY_IMPL(binary_conv2d_train)
+  BINARY_IMPL(binary_conv2d_train_fwd)
+  BINARY_IMPL(binary_conv2d_train_bwd)
 }

@@ -255,7 +255,7 @@ class Vector {
     check_dtype(op, name, *tensor, type);
     check_device(op, name, *tensor, first);
     NNK_CHECK(sizes_of(*tensor) == sizes, op, ": ", name, " is ", shape(*tensor), ", expected ",
-              text_of(sizes));
+              shape(sizes));
     tensor_ = dense(*tensor);
   }
 
@@ -265,12 +265,6 @@ class Vector {
   }
 
  private:
-  static std::string text_of(const Ints& sizes) {
-    std::string text;
-    for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
-    return "[" + text + "]";
-  }
-
   OptionalTensor tensor_;
 };
 

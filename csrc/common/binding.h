@@ -6,8 +6,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <charconv>
 #include <exception>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -54,11 +56,22 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
+// An error whose text names the operator.
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
-  throw std::runtime_error(text.str());
+  throw Failure(text.str());
+}
+
+// The shortest text that reads back as this number.
+inline std::string number(double value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, value).ptr};
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
@@ -76,13 +89,15 @@ inline Tensor as_rows(const Tensor& tensor) {
   return torch::stable::reshape(tensor, Sizes(sizes, 2));
 }
 
-inline std::string shape(const Tensor& tensor) {
+inline std::string shape(const std::vector<int64_t>& sizes) {
   std::ostringstream text;
   text << "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) text << (d > 0 ? ", " : "") << tensor.size(d);
+  for (size_t d = 0; d < sizes.size(); ++d) text << (d > 0 ? ", " : "") << sizes[d];
   text << "]";
   return text.str();
 }
+
+inline std::string shape(const Tensor& tensor) { return shape(sizes_of(tensor)); }
 
 // ---- dtypes ----
 
@@ -139,13 +154,16 @@ Enum choose(const char* op, const char* argument, const Text& text,
 
 // ---- outputs ----
 
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+inline Tensor empty(const char* op, const Tensor& like, const std::vector<int64_t>& sizes,
+                    ScalarType type) {
   auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle = nullptr;
   // Not empty_strided: this one honours torch.utils.deterministic.fill_uninitialized_memory.
-  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(),
-                                                   static_cast<int64_t>(sizes.size()), &code,
-                                                   nullptr, nullptr, 0, nullptr, &handle));
+  const auto error =
+      aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()), &code,
+                                nullptr, nullptr, 0, nullptr, &handle);
+  NNK_CHECK(error == TORCH_SUCCESS, op, ": cannot allocate ", shape(sizes), " of ",
+            torch::headeronly::toString(type), " for the result");
   return Tensor(handle);
 }
 
@@ -155,7 +173,7 @@ class Result {
  public:
   Result(const char* op, const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type)
       : type_(checked(op, type)),
-        tensor_(empty(like, sizes, is_float8(type) ? ScalarType::Float : type)) {}
+        tensor_(empty(op, like, sizes, is_float8(type) ? ScalarType::Float : type)) {}
 
   void* data() const { return tensor_.mutable_data_ptr(); }
   DType dtype() const { return *to_dtype(tensor_.scalar_type()); }
@@ -194,5 +212,46 @@ inline Parallel torch_threads() {
   };
   return parallel;
 }
+
+// ---- registration ----
+
+// What a text on lacking memory says of an argument: the shape of a tensor, nothing of the others.
+template <class Argument>
+void add_shape(std::ostream&, const Argument&) {}
+inline void add_shape(std::ostream& text, const Tensor& tensor) { text << " " << shape(tensor); }
+inline void add_shape(std::ostream& text, const OptionalTensor& tensor) {
+  if (tensor) add_shape(text, *tensor);
+}
+
+// `function` of operator `op`, with whatever it throws naming the operator.
+template <const char* op, auto function>
+struct Named;
+template <const char* op, class Output, class... Arguments, Output (*function)(Arguments...)>
+struct Named<op, function> {
+  static Output call(Arguments... arguments) {
+    try {
+      return function(arguments...);
+    } catch (const Failure&) {
+      throw;
+    } catch (const std::bad_alloc&) {
+      lack_of_memory(arguments...);
+    } catch (const std::length_error&) {
+      lack_of_memory(arguments...);
+    } catch (const std::exception& error) {
+      fail(op, ": ", error.what());
+    }
+  }
+
+ private:
+  [[noreturn]] static void lack_of_memory(const std::remove_reference_t<Arguments>&... arguments) {
+    std::ostringstream shapes;
+    (add_shape(shapes, arguments), ...);
+    fail(op, ": not enough memory to work on tensors of shapes", shapes.str());
+  }
+};
+
+// What torch registers for `function`.
+template <const char* op, auto function>
+inline constexpr auto boxed = TORCH_BOX((&Named<op, function>::call));
 
 HIDDEN_NAMESPACE_END(nnkernels)

@@ -45,7 +45,7 @@ Isa detected_isa() {
   static const Isa isa = [] {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-        !__builtin_cpu_supports("f16c")) {
+        !__builtin_cpu_supports("f16c") || !__builtin_cpu_supports("bmi2")) {
       return Isa::scalar;
     }
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -7,7 +7,7 @@
 namespace nnkernels {
 
 // Ordered: a machine that has one has all before it.
-//   avx2: AVX2, FMA, F16C.    avx512: also AVX-512 F, BW, DQ, VL.
+//   avx2: AVX2, FMA, F16C, BMI2.    avx512: also AVX-512 F, BW, DQ, VL.
 enum class Isa : int { scalar, avx2, avx512 };
 
 const char* isa_name(Isa isa);

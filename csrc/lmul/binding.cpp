@@ -126,9 +126,8 @@ const uint8_t* packed_weight(const char* op, const Tensor& packed, const Tensor&
             ": w_packed was not made by lmul_pack of this version; pack the weight again");
   NNK_CHECK(info.N == args.N && info.K == args.K, op, ": w_packed holds a weight [", info.N, ", ",
             info.K, "], but w is ", shape(w), "; pack w again");
-  const std::string made = describe(info.options), asked = describe(args.options);
-  NNK_CHECK(made == asked, op, ": w_packed was made with ", made, ", but the call has ", asked,
-            "; pack w with the options of the call");
+  NNK_CHECK(info.options == args.options, op, ": w_packed was made with ", describe(info.options),
+            ", but the call has ", describe(args.options), "; pack w with the options of the call");
   return data;
 }
 
@@ -210,7 +209,7 @@ Tensor lmul_pack(const Tensor& w, OptionalInt mantissa_bits, const Text& mode, c
   const Matrix weight = matrix(w, input_dtype(op, "w", w));
   const Options options = parse_options(op, {mantissa_bits, mode, round, offset}, {weight.dtype});
   const int64_t N = w.size(0), K = w.size(1);
-  Tensor packed = empty(w, {packed_size(N, K)}, ScalarType::Byte);
+  Tensor packed = empty(op, w, {packed_size(N, K)}, ScalarType::Byte);
   pack(weight, N, K, options, static_cast<uint8_t*>(packed.mutable_data_ptr()), torch_threads());
   return packed;
 }
@@ -262,8 +261,10 @@ std::tuple<Tensor, Tensor, Tensor> lmul_attention_bwd(
 
 // ---- registration ----
 
-constexpr char kMul[] = "lmul_mul", kMatmul[] = "lmul_matmul", kLinear[] = "lmul_linear",
-               kBmm[] = "lmul_bmm", kAttention[] = "lmul_attention";
+constexpr char kMul[] = "lmul_mul", kMulBwd[] = "lmul_mul_bwd", kMatmul[] = "lmul_matmul",
+               kMatmulBwd[] = "lmul_matmul_bwd", kBmm[] = "lmul_bmm", kBmmBwd[] = "lmul_bmm_bwd",
+               kLinear[] = "lmul_linear", kLinearBwd[] = "lmul_linear_bwd", kPack[] = "lmul_pack",
+               kAttention[] = "lmul_attention", kAttentionBwd[] = "lmul_attention_bwd";
 
 }  // namespace
 }  // namespace nnkernels::lmul
@@ -315,20 +316,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nnkernels, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(nnkernels, CPU, m) {
   namespace ops = nnkernels::lmul;
-  m.impl("lmul_mul_fwd", TORCH_BOX(&ops::lmul_mul));
-  m.impl("lmul_mul", ops::with_grad<ops::kMul, 6, TORCH_BOX(&ops::lmul_mul)>);
-  m.impl("lmul_mul_bwd", TORCH_BOX(&ops::lmul_mul_bwd));
-  m.impl("lmul_matmul_fwd", TORCH_BOX(&ops::lmul_matmul<2>));
-  m.impl("lmul_matmul", ops::with_grad<ops::kMatmul, 6, TORCH_BOX(&ops::lmul_matmul<2>)>);
-  m.impl("lmul_matmul_bwd", TORCH_BOX(&ops::lmul_matmul_bwd<2>));
-  m.impl("lmul_bmm_fwd", TORCH_BOX(&ops::lmul_matmul<3>));
-  m.impl("lmul_bmm", ops::with_grad<ops::kBmm, 6, TORCH_BOX(&ops::lmul_matmul<3>)>);
-  m.impl("lmul_bmm_bwd", TORCH_BOX(&ops::lmul_matmul_bwd<3>));
-  m.impl("lmul_linear_fwd", TORCH_BOX(&ops::lmul_linear));
-  m.impl("lmul_linear", ops::with_grad<ops::kLinear, 8, TORCH_BOX(&ops::lmul_linear)>);
-  m.impl("lmul_linear_bwd", TORCH_BOX(&ops::lmul_linear_bwd));
-  m.impl("lmul_pack", TORCH_BOX(&ops::lmul_pack));
-  m.impl("lmul_attention_fwd", TORCH_BOX(&ops::lmul_attention));
-  m.impl("lmul_attention", ops::with_grad<ops::kAttention, 11, TORCH_BOX(&ops::lmul_attention)>);
-  m.impl("lmul_attention_bwd", TORCH_BOX(&ops::lmul_attention_bwd));
+  using nnkernels::boxed;
+  m.impl("lmul_mul_fwd", boxed<ops::kMul, &ops::lmul_mul>);
+  m.impl("lmul_mul", ops::with_grad<ops::kMul, 6, boxed<ops::kMul, &ops::lmul_mul>>);
+  m.impl("lmul_mul_bwd", boxed<ops::kMulBwd, &ops::lmul_mul_bwd>);
+  m.impl("lmul_matmul_fwd", boxed<ops::kMatmul, &ops::lmul_matmul<2>>);
+  m.impl("lmul_matmul", ops::with_grad<ops::kMatmul, 6, boxed<ops::kMatmul, &ops::lmul_matmul<2>>>);
+  m.impl("lmul_matmul_bwd", boxed<ops::kMatmulBwd, &ops::lmul_matmul_bwd<2>>);
+  m.impl("lmul_bmm_fwd", boxed<ops::kBmm, &ops::lmul_matmul<3>>);
+  m.impl("lmul_bmm", ops::with_grad<ops::kBmm, 6, boxed<ops::kBmm, &ops::lmul_matmul<3>>>);
+  m.impl("lmul_bmm_bwd", boxed<ops::kBmmBwd, &ops::lmul_matmul_bwd<3>>);
+  m.impl("lmul_linear_fwd", boxed<ops::kLinear, &ops::lmul_linear>);
+  m.impl("lmul_linear", ops::with_grad<ops::kLinear, 8, boxed<ops::kLinear, &ops::lmul_linear>>);
+  m.impl("lmul_linear_bwd", boxed<ops::kLinearBwd, &ops::lmul_linear_bwd>);
+  m.impl("lmul_pack", boxed<ops::kPack, &ops::lmul_pack>);
+  m.impl("lmul_attention_fwd", boxed<ops::kAttention, &ops::lmul_attention>);
+  m.impl("lmul_attention",
+         ops::with_grad<ops::kAttention, 11, boxed<ops::kAttention, &ops::lmul_attention>>);
+  m.impl("lmul_attention_bwd", boxed<ops::kAttentionBwd, &ops::lmul_attention_bwd>);
 }

@@ -55,7 +55,8 @@ inline Options parse_options(const char* op, const RawOptions& raw,
   if (raw.offset) {
     const double scaled = *raw.offset * (1 << 23);
     NNK_CHECK(*raw.offset >= 0 && *raw.offset < 1 && scaled == std::floor(scaled), op,
-              ": offset must be a multiple of 2^-23 with 0 <= offset < 1, got ", *raw.offset);
+              ": offset must be a multiple of 2^-23 with 0 <= offset < 1, got ",
+              number(*raw.offset));
     options.offset = static_cast<uint32_t>(scaled);
   }
   return options;
@@ -66,7 +67,7 @@ inline std::string describe(const Options& options) {
   text << "mantissa_bits=" << options.mantissa_bits << ", mode='"
        << kModes[static_cast<int>(options.mode)].name << "', round='"
        << kRounds[static_cast<int>(options.round)].name
-       << "', offset=" << static_cast<double>(options.offset) / (1 << 23);
+       << "', offset=" << number(static_cast<double>(options.offset) / (1 << 23));
   return text.str();
 }
 

@@ -42,6 +42,7 @@ Tensor lmul_mul(const Tensor& x, const Tensor& y, OptionalInt mantissa_bits, con
 
 STABLE_TORCH_LIBRARY_IMPL(nnkernels, CUDA, m) {
   namespace ops = nnkernels::lmul;
-  m.impl("lmul_mul_fwd", TORCH_BOX(&ops::lmul_mul));
-  m.impl("lmul_mul", ops::with_grad<ops::kMul, 6, TORCH_BOX(&ops::lmul_mul)>);
+  using nnkernels::boxed;
+  m.impl("lmul_mul_fwd", boxed<ops::kMul, &ops::lmul_mul>);
+  m.impl("lmul_mul", ops::with_grad<ops::kMul, 6, boxed<ops::kMul, &ops::lmul_mul>>);
 }

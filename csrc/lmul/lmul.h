@@ -25,6 +25,8 @@ struct Options {
   Mode mode = Mode::bits;
   Round round = Round::trunc;
   uint32_t offset = 1u << 19;  // c * 2^23
+
+  bool operator==(const Options&) const = default;
 };
 
 // Strides count elements and may be 0.
@@ -98,7 +100,8 @@ struct MatmulGradArgs {
 void matmul_grad(const MatmulGradArgs& args, const Parallel& parallel);
 
 // A weight w [N, K] prepared for matmul as b = w^T. The length depends on N and K alone; a header
-// records the format, N, K and the options.
+// records the format, N, K and the options. Throws std::runtime_error where the length exceeds
+// int64_t.
 int64_t packed_size(int64_t N, int64_t K);
 void pack(const Matrix& w, int64_t N, int64_t K, const Options& options, uint8_t* packed,
           const Parallel& parallel);

@@ -20,6 +20,8 @@ constexpr uint32_t kNaN = 0x7FC00000u;
 constexpr uint32_t kPowerMask = 0xFF800000u;
 // The smallest normal magnitude; operands and products below it count as zero.
 constexpr uint32_t kSmallest = 0x00800000u;
+// The word of 2^126, from which on two more in the exponent overflow.
+constexpr uint32_t kLargeSlope = 253u << 23;
 
 // Every output is summed in blocks of this many k (lmul.h states the order).
 constexpr int64_t kSumBlock = 256;
@@ -99,8 +101,15 @@ NNK_HD float centred(uint32_t x, uint32_t offset) {
   return is_zero(x) ? 0.0f : float_of(x) - one_minus_c * float_of(power(x));
 }
 
-// dL/dx for grad="exact", the slope of the affine piece: P(y), in bits mode times 2^floor(s). Here
-// P is inf for inf and NaN for NaN, and xm is 0 for every x that is not a normal number.
+// dL/dx for grad="exact" is the slope of the affine piece: P(y), in bits mode times 2^floor(s).
+// Here P is inf for inf and NaN for NaN, and xm is 0 for every x that is not a normal number.
+//
+// P(y) 2^floor(s) may exceed the largest float32 although its product with g does not. So g times
+// the derivative is computed as (g slope_factor) slope, of which the first product is exact.
+NNK_HD bool has_large_slope(Mode mode, uint32_t y) {
+  return mode == Mode::bits && (y & kInfinity) >= kLargeSlope;
+}
+NNK_HD float slope_factor(Mode mode, uint32_t y) { return has_large_slope(mode, y) ? 4.0f : 1.0f; }
 NNK_HD uint32_t slope(Mode mode, uint32_t x, uint32_t y, uint32_t offset) {
   if (is_zero(y) || !is_finite(y)) return is_nan(y) ? kNaN : y & kPowerMask;
   uint32_t magnitude = y & kInfinity;
@@ -108,7 +117,7 @@ NNK_HD uint32_t slope(Mode mode, uint32_t x, uint32_t y, uint32_t offset) {
     const bool normal = is_finite(x) && !is_zero(x);
     const uint32_t s = (normal ? x & kMantissaMask : 0u) + (y & kMantissaMask) + offset;
     magnitude += s & ~kMantissaMask;
-    if (magnitude > kInfinity) magnitude = kInfinity;
+    if (has_large_slope(mode, y)) magnitude -= 2u << 23;
   }
   return (y & kSignBit) | magnitude;
 }

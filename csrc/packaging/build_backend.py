@@ -7,9 +7,11 @@ is one requested for the build.
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import setuptools.build_meta as _setuptools
 from setuptools.build_meta import build_sdist, get_requires_for_build_sdist  # noqa: F401
@@ -56,7 +58,13 @@ def get_requires_for_build_editable(config_settings=None):
     return _with_torch(_setuptools.get_requires_for_build_editable(config_settings))
 
 
-build_wheel = _setuptools.build_wheel
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    # What an earlier build left there would enter the wheel, modules since deleted included.
+    for folder in Path("build").glob("lib*"):
+        shutil.rmtree(folder)
+    return _setuptools.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
 build_editable = _setuptools.build_editable
 prepare_metadata_for_build_wheel = _setuptools.prepare_metadata_for_build_wheel
 prepare_metadata_for_build_editable = _setuptools.prepare_metadata_for_build_editable

@@ -341,11 +341,11 @@ TEST(matmul_dtypes_and_layouts) {
     for (Layout la : {Layout::rows, Layout::columns, Layout::strided, Layout::broadcast}) {
       for (Layout lb : {Layout::rows, Layout::columns, Layout::strided, Layout::broadcast}) {
         const int64_t batch = 2, M = 19, N = 37, K = 70;
-        const Values values{-4, 3, 0.1, 0.0};
+        const Values values = seed % 3 ? Values{-4, 3, 0.1, 0.0} : Values{-126, 127, 0.1, 0.01};
         const Operand a = random_operand(batch, M, K, dtype, la, values, ++seed);
         const Operand b = random_operand(batch, K, N, dtype, lb, values, ++seed);
         for (DType out : {DType::float32, DType::bfloat16, DType::float16}) {
-          MatmulArgs args = matmul_args(a, b, batch, M, N, K, 3);
+          MatmulArgs args = matmul_args(a, b, batch, M, N, K, out == DType::float32 ? 3 : 7);
           args.out.dtype = out;
           check_matmul(batch, M, N, K, a, b, args, "layout");
         }
@@ -428,7 +428,7 @@ float plain_grad_term(Grad grad, uint32_t g, uint32_t x, uint32_t y, const Optio
     return float_of(mul(o.mode, reduce(g, o.mantissa_bits, o.round), reduced, o.offset));
   }
   const uint32_t steepness = slope(o.mode, reduce(x, o.mantissa_bits, o.round), reduced, o.offset);
-  return float_of(g) * float_of(steepness);
+  return float_of(g) * slope_factor(o.mode, reduced) * float_of(steepness);
 }
 
 float add_grad_term(float sum, Grad grad, uint32_t g, uint32_t x, uint32_t y, const Options& o) {
@@ -436,7 +436,7 @@ float add_grad_term(float sum, Grad grad, uint32_t g, uint32_t x, uint32_t y, co
   if (grad == Grad::lmul) return add_product(sum, reduce(g, o.mantissa_bits, o.round), reduced, o);
   if (grad == Grad::ste) return std::fma(float_of(g), float_of(reduced), sum);
   const uint32_t steepness = slope(o.mode, reduce(x, o.mantissa_bits, o.round), reduced, o.offset);
-  return std::fma(float_of(g), float_of(steepness), sum);
+  return std::fma(float_of(g) * slope_factor(o.mode, reduced), float_of(steepness), sum);
 }
 
 TEST(matmul_gradients) {
@@ -524,10 +524,10 @@ TEST(mul_every_bfloat16) {
                                   0x007F0000u, 0x20120000u, 0x5F7F0000u};
   Operand x = random_operand(1, 1, 1 << 16, DType::bfloat16, Layout::rows, {}, 1);
   for (int i = 0; i < 1 << 16; ++i) store_word(DType::bfloat16, x.bytes.data(), i, i << 16);
-  Operand y = random_operand(1, 1, 1, DType::bfloat16, Layout::rows, {}, 1);
-  y.matrix.row_stride = y.matrix.column_stride = 0;
+  Operand y = x;
+  y.matrix.data = y.bytes.data();
   for (uint32_t other : others) {
-    store_word(DType::bfloat16, y.bytes.data(), 0, other);
+    for (int i = 0; i < 1 << 16; ++i) store_word(DType::bfloat16, y.bytes.data(), i, other);
     for (Mode mode : {Mode::bits, Mode::formula}) {
       for (int bits : {3, 7}) {
         Options options;
@@ -539,8 +539,10 @@ TEST(mul_every_bfloat16) {
                                  reduce(other, bits, Round::trunc), options.offset));
         }
         each_isa([&](const std::string& isa) {
-          const auto got = run_mul(mul_args(x, y, 1, 1 << 16, options), DType::float32, 1 << 16);
-          check_same(got, expected, DType::float32, "mul " + isa);
+          for (DType out : {DType::float32, DType::bfloat16}) {
+            const auto got = run_mul(mul_args(x, y, 1, 1 << 16, options), out, 1 << 16);
+            check_same(got, expected, out, "mul " + isa);
+          }
         });
       }
     }

@@ -8,6 +8,7 @@ sin(omega w).
 import torch
 from torch import Tensor
 
+from nnkernels import _checks
 from nnkernels.binary import checks
 
 _ops = torch.ops.nnkernels
@@ -61,8 +62,16 @@ def _once(name: str, gradients):
     return tuple(None if g is None else _Refuse.apply(name, anchor, g) for g in gradients)
 
 
-def _recorded(*values: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
+def _recorded(name: str, *values: Tensor | None) -> bool:
+    """Whether autograd must record a call of operator `name`."""
+    if not _checks.needs_grad(name, "ste", *values):
+        return False
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{name}: the transforms of torch.func cannot differentiate it; use "
+            "torch.autograd.grad or backward"
+        )
+    return True
 
 
 # ---- products of bits have no derivative ----
@@ -133,14 +142,14 @@ class _SquareWave(torch.autograd.Function):
 
 
 def _binarize_recorded(x, *, surrogate="ste"):
-    if _recorded(x):
+    if _recorded("binary_binarize", x):
         return _Binarize.apply(x, surrogate)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.binary_binarize(x, surrogate=surrogate)
 
 
 def _square_wave_recorded(w, omega):
-    if _recorded(w, omega):
+    if _recorded("binary_square_wave", w, omega):
         return _SquareWave.apply(w, omega)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.binary_square_wave(w, omega)
@@ -226,7 +235,7 @@ def _register_layer(name, extent, channel):
             return None, None, *_once(name, gradients)
 
     def kernel(x, w, alpha=None, bias=None, omega=None, *window, surrogate="ste"):
-        if _recorded(x, w, alpha, bias, omega):
+        if _recorded(name, x, w, alpha, bias, omega):
             return Function.apply(window, surrogate, x, w, alpha, bias, omega)
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(_ops, name)(x, w, alpha, bias, omega, *window, surrogate=surrogate)

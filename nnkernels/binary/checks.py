@@ -469,6 +469,7 @@ def check_conv2d_train(
 
 def refuse_gradients(op, *values: Tensor | None):
     """Products of bits have no derivative: nothing may ask for one."""
+    _checks.refuse_tangents(op, *values)
     if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values):
         raise RuntimeError(
             f"{op}: an input requires a gradient, but products of packed bits have none; use "

@@ -221,6 +221,10 @@ def check_pack(op, w, *, mantissa_bits=None, mode="bits", round="trunc", offset=
     check_options(op, mantissa_bits, mode, round, offset, "ste")
     if w.dim() != 2:
         raise ValueError(f"{op}: w is {_checks.shape(w)}, expected [N, K]")
+    rows, columns = w.shape
+    # Symbolic sizes are known to be small enough only when the kernel runs.
+    if isinstance(rows, int) and isinstance(columns, int) and packed_size(rows, columns) >= 2**63:
+        raise ValueError(f"{op}: w is {_checks.shape(w)}, too large to pack")
 
 
 def check_attention(
@@ -247,6 +251,7 @@ def check_attention(
         _checks.same_device(op, name, value, "q", q)
     check_options(op, mantissa_bits, mode, round, offset, grad)
     _checks.choice(op, "normalize", normalize, NORMALIZES)
+    _checks.boolean(op, "is_causal", is_causal)
     if scale is not None:
         _checks.real(op, "scale", scale)
     if algo != "auto":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
+from nnkernels.lmul import checks
 from nnkernels.lmul.module import LMulLinear
 
 
@@ -19,13 +20,17 @@ def convert(
 ) -> nn.Module:
     """Replaces every torch.nn.Linear inside `module` by an LMulLinear, in place.
 
-    Parameters are kept, not copied: optimizers, tied weights, hooks and checkpoints stay valid.
-    Subclasses of nn.Linear have a forward of their own and are left alone, such as the projections
-    inside torch.nn.MultiheadAttention.
+    Parameters are kept, not copied: optimizers, tied weights, hooks and checkpoints stay valid. An
+    LMulLinear inside `module` stays the same layer and takes the new options.
+
+    Products stay exact in subclasses of nn.Linear, which have a forward of their own; in
+    torch.nn.MultiheadAttention, which reads the weights of its projections and never calls them;
+    and in any module of yours that does the same. torch.nn.TransformerEncoder and its layers do it
+    in their inference fast path alone: converted ones no longer take that path.
 
     Args:
         module: the model, or a single nn.Linear.
-        mantissa_bits, mode, round, offset, grad: of every new layer, see `LMulLinear`.
+        mantissa_bits, mode, round, offset, grad: of every layer, see `LMulLinear`.
         skip: what to leave alone: qualified names, each standing for the module of that name and
             everything inside it, or a function of (name, layer) that returns True.
 
@@ -55,21 +60,44 @@ round='trunc', offset=None, grad='ste')
         "offset": offset,
         "grad": grad,
     }
+    checks.check_options("convert", **options)
     skipped = skip if callable(skip) else _names(module, skip)
-    if type(module) is nn.Linear:
-        return module if skipped("", module) else LMulLinear.from_linear(module, **options)
-
     # A layer used in several places stays one layer.
     converted = {}
+
+    def swapped(path, child):
+        if type(child) not in (nn.Linear, LMulLinear) or skipped(path, child):
+            return child
+        if child not in converted:
+            converted[child] = LMulLinear.from_linear(child, **options)
+        return converted[child]
+
     for prefix, parent in list(module.named_modules()):
         for name, child in list(parent._modules.items()):
-            path = f"{prefix}.{name}" if prefix else name
-            if type(child) is not nn.Linear or skipped(path, child):
+            if isinstance(parent, nn.MultiheadAttention) and name == "out_proj":
                 continue
-            if child not in converted:
-                converted[child] = LMulLinear.from_linear(child, **options)
-            setattr(parent, name, converted[child])
-    return module
+            new = swapped(f"{prefix}.{name}" if prefix else name, child)
+            if new is not child:
+                setattr(parent, name, new)
+    _leave_fast_paths(module)
+    return swapped("", module)
+
+
+def _leave_fast_paths(module: nn.Module):
+    """Makes torch's transformer encoders call their converted layers.
+
+    Their fast path hands the weights of the layers to one fused operator. These are the attributes
+    by which they decide whether to take it.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.TransformerEncoderLayer) and _has_lmul(child):
+            child.activation_relu_or_gelu = 0
+        if isinstance(child, nn.TransformerEncoder) and _has_lmul(child):
+            child.use_nested_tensor = False
+
+
+def _has_lmul(module: nn.Module) -> bool:
+    return any(isinstance(child, LMulLinear) for child in module.modules())
 
 
 def _names(module: nn.Module, names: Iterable[str]) -> Callable[[str, nn.Linear], bool]:

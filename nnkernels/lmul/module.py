@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nnkernels._checks import choice
+from nnkernels._checks import boolean, choice, integer
 from nnkernels.lmul import checks, ops
 
 
@@ -40,7 +40,11 @@ class LMulLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **options) -> "LMulLinear":
-        """The layer in the place of `linear`: shares its parameters, hooks and training flag."""
+        """The layer in the place of `linear`: shares its parameters, hooks and training flag. An
+        LMulLinear is returned itself, with these options."""
+        if type(linear) is cls:
+            linear._set_options(**options)
+            return linear
         layer = cls.__new__(cls)
         layer.__dict__.update(linear.__dict__)
         layer._set_options(**options)
@@ -108,6 +112,13 @@ class LMulAttention(nn.Module):
         super().__init__()
         name = "LMulAttention"
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        for argument, value in (
+            ("embed_dim", embed_dim),
+            ("num_heads", num_heads),
+            ("num_kv_heads", num_kv_heads),
+        ):
+            integer(name, argument, value)
+        boolean(name, "is_causal", is_causal)
         checks.check_options(name, mantissa_bits, mode, round, None, grad)
         choice(name, "normalize", normalize, checks.NORMALIZES)
         if num_heads < 1 or embed_dim % num_heads != 0:

@@ -25,7 +25,7 @@ Options common to all functions:
 import torch
 from torch import Tensor
 
-from nnkernels._checks import needs_grad
+from nnkernels._checks import needs_grad, refuse_tangents
 from nnkernels.lmul import checks
 
 _OPERATORS = {
@@ -147,7 +147,8 @@ def matmul(
     Guarantee:
         Every product is the exact bit pattern. Products are summed in float32 in one fixed order
         (k ascending in blocks of 256, block sums ascending), so CPU results do not depend on
-        instruction set, threads or algorithm. Error at most 2e-6 times the sum of |products|.
+        instruction set, threads or algorithm. Error at most (256 + K / 256) 2^-24 times the sum of
+        |products|; on random data 2e-6 times that sum for K up to 16384.
 
     >>> import torch, nnkernels
     >>> a = torch.ones(1, 3)
@@ -229,7 +230,8 @@ def linear(
         x: [..., K]; dtypes as in `mul`. Under autocast x and w are cast as torch's linear would.
         w: [N, K].
         bias: [N] or None; added exactly in float32, takes no part in the result dtype.
-        w_packed: `pack(w)` with the same options: saves preparing w in every call.
+        w_packed: `pack(w)` with the same options: saves preparing w in every call. Products use it
+            in the place of w; pack again when w changes.
         mantissa_bits, mode, round, offset, grad, algo, out_dtype: see the module.
 
     Returns:
@@ -315,7 +317,7 @@ def attention(
     algo: str = "auto",
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Softmax attention whose two matrix products are L-Mul (arXiv 2410.00907, section 2.3).
+    """Softmax attention whose two matrix products are L-Mul (Luo & Sun, arXiv 2410.00907).
 
     S = L-matmul(q, k^T) * scale plus the mask; the softmax is exact in float32. Memory is linear in
     T and S.
@@ -363,6 +365,7 @@ def attention(
         "out_dtype": out_dtype,
     }
     checks.check_attention("lmul_attention", q, k, v, grad=grad, **options)
+    refuse_tangents("lmul_attention", attn_mask)
     if torch.is_grad_enabled() and attn_mask is not None and attn_mask.requires_grad:
         raise ValueError("lmul_attention: attn_mask gets no gradient; pass attn_mask.detach()")
     return _run("lmul_attention", (q, k, v), grad, options)

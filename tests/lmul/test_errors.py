@@ -2,7 +2,9 @@
 fake kernels a RuntimeError; all name the operator and the argument."""
 
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,17 +37,11 @@ SUMS = tuple(op for op in WITH_GRAD if op != "mul")
 
 def case(op, error, message, *tensors, raw=True, **options):
     """`tensors` None stands for valid ones. raw=False: torch itself refuses before the operator."""
-    values = ",".join(f"{key}={value}" for key, value in options.items())
-    shapes = ",".join("x".join(map(str, t.shape)) for t in tensors if isinstance(t, torch.Tensor))
-    return pytest.param(
-        op,
-        error,
-        message,
-        tensors or None,
-        options,
-        raw,
-        id=f"{op}-{message[:24]}-{shapes}{values}",
-    )
+    shown = {k: list(v.shape) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    shapes = ["x".join(map(str, value.shape)) or "scalar" for value in tensors]
+    dtypes = {str(value.dtype).removeprefix("torch.") for value in tensors} - {"float32"}
+    words = [op, error.__name__, *shapes, *dtypes, *(f"{k}={v}" for k, v in shown.items())]
+    return pytest.param(op, error, message, tensors or None, options, raw, id="-".join(words))
 
 
 def each(ops, error, message, raw=True, **options):
@@ -102,6 +98,7 @@ OPTIONS = [
     ],
     *each(WITH_GRAD, TypeError, "out_dtype is .*expected", out_dtype=torch.float64),
     *each(WITH_GRAD, TypeError, "out_dtype is .*expected", out_dtype=torch.int32),
+    *each(WITH_GRAD, TypeError, "out_dtype is .*expected", raw=False, out_dtype=[1]),
 ]
 
 SHAPES = [
@@ -122,6 +119,9 @@ SHAPES = [
     case("linear", TypeError, "w_packed", w_packed=ones(5)),
     case("linear", ValueError, "w_packed", w_packed=ones(5, 4, dtype=torch.uint8)),
     case("pack", ValueError, r"w is \[4\], expected \[N, K\]", ones(4)),
+    # The lengths exceed int64; the first wraps around to 0.9 GB.
+    case("pack", ValueError, "too large to pack", ones(1, 1).expand(17173580032, 268435456)),
+    case("pack", ValueError, "too large to pack", ones(1, 1).expand(2**31, 2**31)),
 ]
 
 
@@ -150,6 +150,7 @@ ATTENTION = [
         ValueError, "attn_mask and is_causal exclude", attn_mask=ones(3, 5), is_causal=True
     ),
     attention_case(TypeError, "scale must be a number", raw=False, scale="1"),
+    attention_case(TypeError, "is_causal must be a bool", raw=False, is_causal="yes"),
 ]
 
 CASES = [*dtype_cases(), *OPTIONS, *SHAPES, *ATTENTION]
@@ -169,6 +170,28 @@ def parametrized(cases):
 def test_function(op, error, message, tensors, options, raw):
     with pytest.raises(error, match=f"^lmul_{op}: .*{message}"):
         getattr(lmul, op)(*(tensors or inputs(op)), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo"),
+        (lambda x: x.reshape(-1, x.shape[-1]).to_sparse_csr(), "sparse_csr"),
+        (lambda x: x.to_mkldnn(), "mkldnn"),
+        (lambda x: torch.nested.nested_tensor([x, x]), "nested"),
+        (lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged), "nested"),
+    ],
+    ids=["coo", "csr", "mkldnn", "nested", "jagged"],
+)
+@pytest.mark.parametrize("op", ALL)
+def test_function_wants_dense_tensors(op, change, kind):
+    first, *rest = inputs(op)
+    with warnings.catch_warnings():
+        # torch calls some of these layouts a prototype.
+        warnings.simplefilter("ignore", UserWarning)
+        other = change(first)
+    with pytest.raises(TypeError, match=f"^lmul_{op}: . is a {kind} tensor, expected a dense one"):
+        getattr(lmul, op)(other, *rest)
 
 
 def operators(op):
@@ -291,13 +314,73 @@ def test_packed_is_cut_short(cut):
         lmul.linear(x, w, w_packed=packed[:-cut].clone())
 
 
+def test_packed_options_are_compared_exactly():
+    x, w, _ = inputs("linear")
+    packed = lmul.pack(w, offset=0.5)
+    # Equal in the first six digits.
+    with pytest.raises(ValueError, match=r"offset=0\.5, but .* offset=0\.5000001192092896;"):
+        lmul.linear(x, w, w_packed=packed, offset=0.5 + 2**-23)
+    lmul.linear(x, w, w_packed=packed, offset=0.5)
+
+
+# The header of a packed weight as 32-bit numbers: magic, N, K, mantissa_bits, mode, round, offset.
+@pytest.mark.parametrize(
+    ("index", "value"),
+    [
+        *((index, value) for index in (0, 1) for value in (0, -1)),
+        *((index, value) for index in (2, 4) for value in (0, -1, 2**31 - 1)),
+        *((index, value) for index in (3, 5) for value in (-1, 1, 2**30, 2**31 - 1)),
+        *((6, value) for value in (-1, 0, 24, 2**31 - 1)),
+        *((index, value) for index in (7, 8) for value in (-1, 2, 5, 2**31 - 1)),
+        *((9, value) for value in (-1, 2**23)),
+    ],
+)
+def test_packed_with_another_header(index, value):
+    x, w, _ = inputs("linear")
+    packed = lmul.pack(w)
+    packed.numpy()[:64].view(np.int32)[index] = value
+    with pytest.raises(ValueError, match=r"^lmul_linear: w_packed was not made by lmul_pack"):
+        lmul.linear(x, w, w_packed=packed)
+
+
 def test_forced_word_with_zeros_or_range():
     zero = torch.zeros(2, 4)
-    with pytest.raises(RuntimeError, match="algo='word'"):
+    with pytest.raises(RuntimeError, match=r"^lmul_matmul: algo='word' cannot be exact"):
         lmul.matmul(zero, zero.T, algo="word")
+    with pytest.raises(RuntimeError, match=r"^lmul_linear: algo='word' cannot be exact"):
+        lmul.linear(zero, zero, algo="word")
     wide = torch.tensor([[2.0**100, 1.0]])
-    with pytest.raises(RuntimeError, match="algo='word'"):
-        lmul.matmul(wide, wide.T, algo="word")
+    with pytest.raises(RuntimeError, match=r"^lmul_bmm: algo='word' cannot be exact here: the"):
+        lmul.bmm(wide[None], wide.T[None], algo="word")
+
+
+# ---- memory ----
+
+
+def endless(*shape):
+    """A tensor of one element that claims a shape."""
+    return ones(*[1] * len(shape)).expand(shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "text"),
+    [
+        ("mul", ((2**30, 1), (1, 2**30)), r"cannot allocate \[1073741824, 1073741824\] of Float"),
+        ("matmul", ((2**30, 1), (1, 2**30)), r"cannot allocate \[1073741824, 1073741824\]"),
+        ("bmm", ((1, 2**30, 1), (1, 1, 2**30)), r"cannot allocate \[1, 1073741824, 1073741824\]"),
+        ("linear", ((2**30, 1), (2**30, 1)), r"cannot allocate \[1073741824, 1073741824\]"),
+        # More elements than int64_t counts.
+        ("matmul", ((2**40, 1), (1, 2**40)), r"cannot allocate \[1099511627776, 1099511627776\]"),
+        ("pack", ((2**30, 2**28),), r"cannot allocate \[\d+\] of Byte"),
+        # The result is small, the memory to work in is not.
+        ("matmul", ((300, 2**52), (2**52, 64)), r"not enough memory .* \[300, 4503599627370496\] "),
+        ("linear", ((300, 2**52), (64, 2**52), (64,)), r"not enough memory .* \[64\]"),
+    ],
+)
+def test_lack_of_memory_names_operator_and_shapes(op, shapes, text):
+    for operator in operators(op):
+        with pytest.raises(RuntimeError, match=f"^lmul_{op}: {text}"):
+            operator(*(endless(*shape) for shape in shapes))
 
 
 BACKWARD = {

@@ -5,12 +5,14 @@ import copy
 import doctest
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import house
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 import nnkernels.nn
 from nnkernels import lmul
@@ -65,6 +67,52 @@ calls = pytest.mark.parametrize("call", CALLS)
 
 def function_of(call):
     return getattr(lmul, call.split("-")[0])
+
+
+# Each changes the result of every function that takes it.
+OPTIONS = {
+    "mantissa_bits": 3,
+    "mode": "formula",
+    "round": "rne",
+    "offset": 0.5,
+    "out_dtype": torch.bfloat16,
+    "is_causal": True,
+    "scale": 0.25,
+    "normalize": "after",
+    "attn_mask": MASK,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("op", ["mul", "matmul", "bmm", "linear", "attention"])
+def test_options_reach_the_operator(op, option):
+    forward = getattr(OPS, f"lmul_{op}_fwd")
+    if option not in {argument.name for argument in forward.default._schema.arguments}:
+        return
+    # Rounding to 7 bits is not the identity.
+    given = {"mantissa_bits": 7, option: OPTIONS[option]}
+    make = CALLS[op][0]
+    values = make()
+    out = getattr(lmul, op)(*values, **given)
+    assert house.same_bits(out, forward(*values, **given))
+    assert not house.same_bits(out, forward(*values, mantissa_bits=7))
+    recorded = getattr(lmul, op)(*make(grad=True), **given)
+    assert house.same_bits(recorded, out)
+
+
+@calls
+def test_grad_reaches_the_operator(call):
+    make, options = CALLS[call]
+    values = make(grad=True)
+    g = None
+    seen = []
+    for grad in checks.GRADS:
+        out = function_of(call)(*values, **(options | {"grad": grad, "mantissa_bits": 4}))
+        g = normals(*out.shape).to(out.dtype) if g is None else g
+        seen.append(torch.autograd.grad(out, values[:2], g))
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        for one, two in zip(seen[first], seen[second], strict=True):
+            assert not torch.equal(one, two)
 
 
 # ---- opcheck ----
@@ -225,6 +273,23 @@ def test_strides_of_inputs(call, dtype, canaries):
             out = function(*moved, **options)
             assert house.same_bits(out, expected), name
             assert out.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (6,), (1,), (5, 6), (5, 1), (4, 1, 6), (2, 1, 5, 6), (2, 4, 1, 1), (2, 4, 5, 6)]
+)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+def test_masks_broadcast(shape, dtype):
+    mask = normals(*shape).to(dtype) if dtype.is_floating_point else normals(*shape) > -0.5
+    values = qkv(grad=True)
+    outs = [
+        lmul.attention(*values, attn_mask=m)
+        for m in (mask, mask.expand(2, 4, 5, 6), mask.expand(2, 4, 5, 6).contiguous())
+    ]
+    gradients = [torch.autograd.grad(out.sum(), values) for out in outs]
+    for out, other in zip(outs[1:], gradients[1:], strict=True):
+        assert house.same_bits(out, outs[0])
+        assert all(map(house.same_bits, other, gradients[0]))
 
 
 @calls
@@ -416,6 +481,78 @@ def test_exact_gradient_is_the_slope(mode):
     house.check_gradient(lambda a, b: lmul.bmm(a, b, **options), x[None], y[None])
 
 
+FORWARD_MODE = "forward-mode differentiation .* is not supported"
+
+
+@calls
+def test_forward_mode_is_refused(call):
+    # It would give a tangent of zero.
+    make, options = CALLS[call]
+    name = call.split("-")[0]
+    values = make()
+    for position, value in enumerate(values):
+
+        def with_dual(function, x, position=position):
+            return function(*values[:position], x, *values[position + 1 :], **options)
+
+        for function in (function_of(call), getattr(OPS, f"lmul_{name}")):
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=FORWARD_MODE):
+                with_dual(function, forward_ad.make_dual(value, torch.ones_like(value)))
+            with pytest.raises(NotImplementedError, match=f"^lmul_{name}: {FORWARD_MODE}"):
+                torch.func.jvp(
+                    lambda x, f=function: with_dual(f, x), (value,), (torch.ones_like(value),)
+                )
+    with torch.no_grad(), pytest.raises(NotImplementedError, match=FORWARD_MODE):
+        torch.func.jacfwd(lambda x: function_of(call)(x, *values[1:], **options))(values[0])
+
+
+def test_forward_mode_of_mask_and_upstream_is_refused():
+    mask = normals(5, 6)
+    x = normals(3, 4, grad=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(mask, mask)
+        for function in (lmul.attention, OPS.lmul_attention):
+            with pytest.raises(NotImplementedError, match=FORWARD_MODE):
+                function(*qkv(), attn_mask=dual)
+        out = lmul.mul(x, x.detach()) * forward_ad.make_dual(normals(3, 4), normals(3, 4))
+        with pytest.raises(NotImplementedError, match=f"^lmul_mul_bwd: {FORWARD_MODE}"):
+            torch.autograd.grad(out.sum(), x)
+        # Others may have tangents.
+        plain = lmul.mul(x.detach(), x.detach()) * forward_ad.make_dual(mask[0, 0], mask[0, 1])
+        assert forward_ad.unpack_dual(plain).tangent is not None
+
+
+@calls
+def test_transforms_of_torch_func(call):
+    make, options = CALLS[call]
+    values = make()
+    name = f"lmul_{call.split('-')[0]}"
+
+    def total(x):
+        return function_of(call)(x, *values[1:], **options).sum()
+
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+        with pytest.raises(NotImplementedError, match=f"^{name}: the transforms of torch.func"):
+            transform(total)(values[0])
+    # What needs no derivative of the operator works.
+    scale = torch.ones(())
+    assert torch.equal(torch.func.grad(lambda s: total(values[0]) * s)(scale), total(values[0]))
+
+
+def test_vmap_and_jacobian():
+    a, b = normals(6, 3, 4), normals(4, 5)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        out = torch.vmap(lambda x: lmul.matmul(x, b))(a)
+        jacobian, vectorized = (
+            torch.autograd.functional.jacobian(lambda x: lmul.matmul(x, b), a[0], vectorize=v)
+            for v in (False, True)
+        )
+    assert house.same_bits(out, lmul.bmm(a, b.expand(6, 4, 5)))
+    assert house.same_bits(jacobian, vectorized)
+    assert torch.equal(jacobian[1, :, 1], b.mT)
+
+
 def test_checkpointing_and_hooks():
     x = normals(3, 4, grad=True)
     w = normals(5, 4, grad=True)
@@ -503,9 +640,10 @@ def test_sharding():
     house.run_ranks(Path(__file__).parent / "sharding_ranks.py")
 
 
-def test_import_leaves_distributed_tensors_alone():
+def test_import_leaves_distributed_tensors_alone(tmp_path):
     code = "import sys, nnkernels; sys.exit('torch.distributed.tensor' in sys.modules)"
-    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    # In an empty folder the installed package is found.
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("documented", ["ops", "module", "convert"])

@@ -178,6 +178,20 @@ def test_attention_refuses_at_once(arguments, options, message):
         LMulAttention(*arguments, **options)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((None, 4), {}, "embed_dim must be an int, got NoneType"),
+        ((12, 4.0), {}, "num_heads must be an int, got float"),
+        ((12, 4, "2"), {}, "num_kv_heads must be an int, got str"),
+        ((12, 4), {"is_causal": 1}, "is_causal must be a bool, got int"),
+    ],
+)
+def test_attention_refuses_other_kinds(arguments, options, message):
+    with pytest.raises(TypeError, match=f"^LMulAttention: {message}"):
+        LMulAttention(*arguments, **options)
+
+
 @pytest.mark.parametrize("shape", [(5, 12), (2, 5, 11), (1, 2, 5, 12)])
 def test_attention_checks_its_input(shape):
     with pytest.raises(ValueError, match=r"^LMulAttention: x is .*expected \[B, T, 12\]"):
@@ -239,12 +253,15 @@ def test_convert_skips(skip, kept):
     assert {name for name, kind in kinds(net).items() if kind is nn.Linear} == kept
 
 
-def test_convert_is_idempotent():
-    net = lmul.convert(model(), mantissa_bits=4)
+def test_convert_again_changes_the_options():
+    net = lmul.convert(model(), mantissa_bits=4, round="rne")
     layers = dict(net.named_modules())
-    lmul.convert(net, mantissa_bits=7)
+    lmul.convert(net, mantissa_bits=7, skip=["head"])
     assert all(layers[name] is child for name, child in net.named_modules())
-    assert net["head"].mantissa_bits == 4
+    assert (net["first"].mantissa_bits, net["first"].round) == (7, "trunc")
+    assert (net["head"].mantissa_bits, net["head"].round) == (4, "rne")
+    assert lmul.convert(net["head"], mantissa_bits=3) is net["head"]
+    assert net["head"].mantissa_bits == 3
 
 
 def test_convert_keeps_hooks_ties_and_sharing():
@@ -260,10 +277,76 @@ def test_convert_keeps_hooks_ties_and_sharing():
     assert calls == [LMulLinear, LMulLinear]
 
 
-def test_convert_leaves_subclasses_alone():
+def test_convert_leaves_subclasses_and_multihead_attention_alone():
     net = nn.MultiheadAttention(8, 2)
+    # As models do that change its initialisation: it is not called here either.
+    net.out_proj = nn.Linear(8, 8)
     lmul.convert(net)
     assert not any(isinstance(child, LMulLinear) for child in net.modules())
+
+
+def encoder_layer(**options):
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, **options)
+
+
+ENCODERS = {
+    "layer": encoder_layer,
+    "layer-gelu": lambda: encoder_layer(activation="gelu", norm_first=True),
+    "encoder": lambda: nn.TransformerEncoder(encoder_layer(), 2),
+    "transformer": lambda: nn.Sequential(nn.TransformerEncoder(encoder_layer(), 2)),
+}
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_converted_encoders_leave_the_fast_path(kind, copied):
+    exact = ENCODERS[kind]().eval()
+    net = lmul.convert(copy.deepcopy(exact), mantissa_bits=2)
+    net = copy.deepcopy(net) if copied else net
+    x = normals(2, 5, 32)
+    recorded = net(x)
+    assert recorded.requires_grad
+    with torch.no_grad():
+        assert (net(x) - exact(x)).abs().max() > 0.01
+        # In the fast path the result had nothing of the converted layers.
+        torch.testing.assert_close(net(x), recorded.detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x).clone(), recorded.detach())
+
+
+def test_converted_encoder_takes_padding():
+    exact = nn.TransformerEncoder(encoder_layer(), 2).eval()
+    net = lmul.convert(copy.deepcopy(exact), mantissa_bits=2)
+    x = normals(2, 5, 32)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    recorded = net(x, src_key_padding_mask=padding).detach()
+    with torch.no_grad():
+        out = net(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(out[~padding], recorded[~padding])
+
+
+def test_unconverted_encoders_keep_the_fast_path():
+    net = nn.Sequential(nn.TransformerEncoder(encoder_layer(), 2), nn.Linear(32, 2))
+    lmul.convert(net, skip=["0"])
+    assert net[0].use_nested_tensor
+    assert net[0].layers[0].activation_relu_or_gelu == 1
+    assert kinds(net)["1"] is LMulLinear
+
+
+def test_converted_decoders_and_transformers():
+    torch.manual_seed(0)
+    exact = nn.Transformer(32, 4, 1, 1, 64, batch_first=True).eval()
+    net = lmul.convert(copy.deepcopy(exact), mantissa_bits=2)
+    for part in ("encoder", "decoder"):
+        assert {type(getattr(getattr(net, part).layers[0], f"linear{i}")) for i in (1, 2)} == {
+            LMulLinear
+        }
+    x, y = normals(2, 5, 32), normals(2, 3, 32, seed=1)
+    recorded = net(x, y).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, y), recorded)
+        assert (net(x, y) - exact(x, y)).abs().max() > 0.01
 
 
 def test_converted_model_is_near_and_trains():

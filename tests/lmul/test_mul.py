@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lmul_cases import (
+    CARRIES_TWICE,
     DTYPES,
     EDGES,
     FLOAT8,
@@ -126,12 +127,12 @@ def test_edges(isa, edge, mode):
         assert_same_bits(got, expected)
 
 
-def test_modes_differ_where_the_mantissas_carry_twice(isa):
-    # xe + ye = -128 and s = 2.046875: the word is a normal number, the printed equation is
-    # 2^-128 * 3.046875 < 2^-126.
-    x = torch.full((19,), 1.9921875 * 2.0**-64)
-    assert lmul.mul(x, x, mantissa_bits=7).eq(SMALLEST * 1.046875).all()
-    assert_same_bits(lmul.mul(x, -x, mantissa_bits=7, mode="formula"), torch.full((19,), -0.0))
+@pytest.mark.parametrize("edge", CARRIES_TWICE)
+def test_modes_differ_where_the_mantissas_carry_twice(isa, edge):
+    x, y, *expected = CARRIES_TWICE[edge]
+    for mode, value in zip(MODES, expected, strict=True):
+        got = lmul.mul(torch.full((19,), x), torch.full((19,), y), mantissa_bits=7, mode=mode)
+        assert_same_bits(got, torch.full((19,), value))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -6,6 +6,17 @@ import sys
 
 import pytest
 import torch
+from lmul_cases import (
+    DTYPES,
+    FLOAT8,
+    MODES,
+    ROUNDS,
+    SPECIAL,
+    any_words,
+    assert_same_bits,
+    name,
+    normals,
+)
 
 from nnkernels.lmul import reference
 
@@ -22,66 +33,38 @@ with pytest.MonkeyPatch.context() as patch:
 # The interpreter's casts of values that overflow fp16 warn, and give the infinity they should.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 
-WIDE = (torch.float32, torch.bfloat16, torch.float16)
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-
-
-def words(values: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of these bit patterns."""
-    bits = 8 * dtype.itemsize
-    signed = [v if v < 1 << (bits - 1) or bits == 8 else v - (1 << bits) for v in values]
-    return torch.tensor(signed, dtype=INTEGERS[dtype.itemsize], device=DEVICE).view(dtype)
-
-
-def random_words(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Random bit patterns, every second one a number within a few powers of two of 1."""
-    generator = torch.Generator().manual_seed(seed)
-    size = (*shape, dtype.itemsize)
-    any_bits = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).view(dtype)
-    near_one = torch.randn(shape, generator=generator).to(dtype)
-    chosen = torch.randint(0, 2, shape, dtype=torch.bool, generator=generator)
-    chosen_words = torch.where(chosen, any_bits.squeeze(-1).float(), near_one.float())
-    return chosen_words.to(dtype).to(DEVICE)
-
 
 def check(x: torch.Tensor, y: torch.Tensor, **options):
-    """The kernel's result has the reference's dtype, shape and bits; any NaN equals any NaN."""
-    out = kernels.mul(x, y, **options)
-    expected = reference.mul(x.cpu(), y.cpu(), **options)
-    assert out.dtype == expected.dtype
-    assert out.shape == expected.shape
-    assert out.is_contiguous()
-    integers = INTEGERS[out.dtype.itemsize]
-    out = out.cpu()
-    both_nan = out.float().isnan() & expected.float().isnan()
-    different = (out.view(integers) != expected.view(integers)) & ~both_nan
-    assert not different.any(), f"{different.sum()} wrong: {out[different]}, {expected[different]}"
+    """The kernel's result is the reference's, to the bit."""
+    got = kernels.mul(x.to(DEVICE), y.to(DEVICE), **options)
+    assert_same_bits(got.cpu(), reference.mul(x, y, **options))
+    assert got.is_contiguous()
 
 
-@pytest.mark.parametrize("rounding", ["trunc", "rne"])
-@pytest.mark.parametrize("mode", ["bits", "formula"])
-@pytest.mark.parametrize("dtype", WIDE + FLOAT8, ids=str)
-def test_random_words(dtype, mode, rounding):
-    x, y = random_words((1100,), dtype, 1), random_words((1100,), dtype, 2)
+def mixture(dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Bit patterns of every kind, then numbers whose products are in range; two blocks."""
+    return torch.cat([any_words(550, dtype=dtype, seed=seed), normals(550, dtype=dtype, seed=seed)])
+
+
+@pytest.mark.parametrize("rounding", ROUNDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_bits_of_every_dtype(dtype, mode, rounding):
     for m in (None, 1, 4, 7):
-        check(x, y, mantissa_bits=m, mode=mode, round=rounding)
+        options = {"mantissa_bits": m, "mode": mode, "round": rounding}
+        check(mixture(dtype, 1), mixture(dtype, 2), **options)
 
 
-@pytest.mark.parametrize("mode", ["bits", "formula"])
-def test_special_pairs(mode):
-    magnitudes = (0, 1, 0x7FFFFF, 0x800000, 0x1FFFFFFF, 0x20000000, 0x3F780000, 0x3F800000)
-    magnitudes += (0x3FFFFFFF, 0x5F000000, 0x5FFFFFFF, 0x7F000000, 0x7F7FFFFF, 0x7F800000)
-    magnitudes += (0x7F800001, 0x7FC00000, 0x7FFFFFFF)
-    values = words([m | s for m in magnitudes for s in (0, 1 << 31)], torch.float32)
-    for m in (1, 23):
-        for rounding in ("trunc", "rne"):
-            check(values[:, None], values, mantissa_bits=m, mode=mode, round=rounding)
+@pytest.mark.parametrize("rounding", ROUNDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_special_pairs(mode, rounding):
+    for m in (1, 7, 23):
+        check(SPECIAL[:, None], SPECIAL, mantissa_bits=m, mode=mode, round=rounding)
 
 
-@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=name)
 def test_every_pair_of_float8(dtype):
-    values = words(list(range(256)), dtype)
+    values = torch.arange(256, dtype=torch.uint8).view(dtype)
     check(values[:, None], values)
 
 
@@ -92,9 +75,9 @@ def test_one_times_one_is_one_plus_the_offset(m):
     assert kernels.mul(one, one, mantissa_bits=m, offset=0.75).item() == 1.75
 
 
-def test_broadcast_and_strides():
-    x = random_words((5, 1, 7), torch.bfloat16, 3)
-    y = random_words((4, 9, 14), torch.float32, 4)[:, 1:8, ::2].transpose(1, 2)
+def test_broadcast_and_strides(canaries):
+    x = normals(5, 1, 7, dtype=torch.bfloat16)
+    y = canaries.embed(normals(4, 7, 7), step=2)
     check(x[:, None], y)
     check(y, y.transpose(1, 2))
     check(x.expand(5, 3, 7), x)
@@ -103,15 +86,14 @@ def test_broadcast_and_strides():
 
 
 def test_mixed_dtypes():
-    for i, x_dtype in enumerate(WIDE + FLOAT8):
-        for y_dtype in (WIDE + FLOAT8)[i + 1 :]:
-            check(random_words((70,), x_dtype, 5), random_words((70,), y_dtype, 6))
+    for i, x_dtype in enumerate(DTYPES):
+        for y_dtype in DTYPES[i + 1 :]:
+            check(normals(70, dtype=x_dtype, seed=3), normals(70, dtype=y_dtype, seed=4))
 
 
-@pytest.mark.parametrize("out_dtype", WIDE + FLOAT8, ids=str)
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=name)
 def test_out_dtype(out_dtype):
-    x, y = random_words((500,), torch.float32, 7), random_words((500,), torch.float32, 8)
-    check(x, y, out_dtype=out_dtype)
+    check(mixture(torch.float32, 5), mixture(torch.float32, 6), out_dtype=out_dtype)
 
 
 COMPILE = """

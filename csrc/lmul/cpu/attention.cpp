@@ -38,7 +38,8 @@ class Forward {
     for (int64_t key = 0; key < args_.S; key += kSumBlock) range.add(range_of(values_.block(key)));
     value_low_ = std::min(0, range.low - 127);
     // A product is below 2^(exponents of weight and value + 2), a weight at most 2.
-    large_values_ = range.high - 127 + 3 + std::bit_width(static_cast<uint64_t>(args_.S)) > 127;
+    const int sum_bits = static_cast<int>(std::bit_width(static_cast<uint64_t>(args_.S)));
+    large_values_ = range.high - 127 + 3 + sum_bits > 127;
   }
 
   void sweep() {

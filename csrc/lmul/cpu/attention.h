@@ -31,9 +31,9 @@ constexpr int64_t kLanes = 16;
 struct AttentionKernels {
   // x = x * scale, plus bias (unless nullptr); -inf from `end` on. Returns the largest number.
   float (*scores)(float* x, int64_t end, int64_t columns, float scale, const float* bias);
-  // x becomes its weight. Adds the weights to `lanes`.
-  void (*weights)(Normalize normalize, float* x, int64_t columns, float M, float divisor,
-                  float* lanes);
+  // weight = the weight of x; they may be the same memory. Adds the weights to `lanes`.
+  void (*weights)(Normalize normalize, const float* x, int64_t columns, float M, float divisor,
+                  float* weight, float* lanes);
   // lanes += weight * slope, where not masked.
   void (*add_products)(const float* weight, const float* slope, int64_t columns, float* lanes);
   // slope = weight * (slope - delta) * scale; kMasked where masked, never -0 elsewhere.

@@ -81,20 +81,6 @@ Head head_at(const Job& job, int64_t key_place, int64_t i) {
           key_place * job.per_key() + i};
 }
 
-// fractions[r * stride + c] = xm + c of x reduced to m bits, for multiply_slopes.
-void fill_fractions(const Options& options, const Matrix& x, int64_t rows, int64_t columns,
-                    uint32_t* fractions, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t at = r * x.row_stride + c * x.column_stride;
-      const uint32_t word =
-          reduce(load_word(x.dtype, x.data, at), options.mantissa_bits, options.round);
-      const bool normal = is_finite(word) && !is_zero(word);
-      fractions[r * stride + c] = (normal ? word & kMantissaMask : 0u) + options.offset;
-    }
-  }
-}
-
 Matrix plain(const float* data, int64_t stride) { return {data, DType::float32, 0, stride, 1}; }
 
 class Backward {
@@ -136,7 +122,8 @@ class Backward {
     if (!job_.need_q) return;
 
     ProductPlan plan = job_.upstream;
-    set_fractions(plan, submatrix(head_of(a_.q, head.batch, head.head), 0, row, 0), rows, a_.D);
+    set_fractions(plan, submatrix(head_of(a_.q, head.batch, head.head), 0, row, 0), rows, a_.D,
+                  fractions_);
     const Matrix keys = head_of(a_.k, head.batch, head.key_head);
     const auto add_query_grads = [&](bool first) {
       const ScoreTile& tile = query_.tile();
@@ -166,7 +153,7 @@ class Backward {
     std::fill_n(grad_k, kTileKeys * a_.D, 0.0f);
     std::fill_n(grad_v, kTileKeys * a_.Dv, 0.0f);
     ProductPlan key_plan = job_.upstream;
-    if (job_.need_k) set_fractions(key_plan, k, keys, a_.D);
+    if (job_.need_k) set_fractions(key_plan, k, keys, a_.D, fractions_);
     bool first = true;
     for (int64_t i = 0; i < job_.per_key(); ++i) {
       const Head head = head_at(job_, key_place, i);
@@ -235,24 +222,30 @@ class Backward {
     }
   }
 
-  void set_fractions(ProductPlan& plan, const Matrix& x, int64_t rows, int64_t columns) {
+  // Completes a plan whose terms are slopes by what they take from x, the operand in the result's
+  // place: xm + c, with x reduced to m bits. multiply_slopes() reads whole tiles of columns.
+  void set_fractions(ProductPlan& plan, const Matrix& x, int64_t rows, int64_t columns,
+                     Buffer& memory) {
     if (!job_.slopes) return;
-    uint32_t* fractions = place_fractions_.words(kMaxRows * columns);
-    fill_fractions(a_.options, x, rows, columns, fractions, columns);
+    uint32_t* fractions = memory.words(kMaxRows * kScoreStride);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        const Matrix at = submatrix(x, 0, r, c);
+        const uint32_t word =
+            reduce(load_word(at.dtype, at.data, 0), a_.options.mantissa_bits, a_.options.round);
+        const bool normal = is_finite(word) && !is_zero(word);
+        fractions[r * kScoreStride + c] = (normal ? word & kMantissaMask : 0u) + a_.options.offset;
+      }
+    }
     plan.fractions = fractions;
-    plan.fraction_stride = columns;
+    plan.fraction_stride = kScoreStride;
   }
 
   // slopes_ = C of the rows in gradient_block_ and `columns` keys, with these weights.
   void weight_slopes(const Head& head, const float* weights, int64_t stride, int64_t rows,
                      int64_t key, int64_t columns, int64_t at = 0) {
     ProductPlan plan = job_.upstream;
-    if (job_.slopes) {
-      uint32_t* fractions = weight_fractions_.words(kMaxRows * kScoreStride);
-      fill_fractions(a_.options, plain(weights, stride), rows, columns, fractions, kScoreStride);
-      plan.fractions = fractions;
-      plan.fraction_stride = kScoreStride;
-    }
+    set_fractions(plan, plain(weights, stride), rows, columns, tile_fractions_);
     multiply(plan, gradient_block_,
              job_.values_transposed[head.key_place].block(0).slice(key, columns),
              slopes_.floats(0) + at * stride, stride, true);
@@ -272,7 +265,7 @@ class Backward {
     const int64_t query = head.place * a_.T + row;
     for (int64_t r = 0; r < rows; ++r) {
       attention_kernels().weights(a_.normalize, x + r * kKeyStride, keys, job_.M[query + r],
-                                  job_.divisor[query + r], lanes);
+                                  job_.divisor[query + r], x + r * kKeyStride, lanes);
     }
     if (!job_.need_k) return;
     kernels().pack_rows(job_.upstream.rows, gradient(head, row), rows, a_.Dv, gradient_block_);
@@ -297,7 +290,7 @@ class Backward {
     for (int64_t d = 0; d < a_.Dv; d += kMaxRows) {
       const int64_t rows = std::min(kMaxRows, a_.Dv - d);
       ProductPlan plan = job_.upstream;
-      set_value_fractions(plan, submatrix(x, 0, d, 0), rows, keys);
+      set_fractions(plan, submatrix(x, 0, d, 0), rows, keys, tile_fractions_);
       kernels().pack_rows(plan.rows, submatrix(g, 0, d, 0), rows, queries, block_);
       multiply(plan, block_, columns, sums.data(), kTileKeys, true);
       for (int64_t r = 0; r < rows; ++r) {
@@ -309,20 +302,14 @@ class Backward {
     }
   }
 
-  void set_value_fractions(ProductPlan& plan, const Matrix& x, int64_t rows, int64_t columns) {
-    uint32_t* fractions = weight_fractions_.words(kMaxRows * kScoreStride);
-    fill_fractions(a_.options, x, rows, columns, fractions, kScoreStride);
-    plan.fractions = fractions;
-    plan.fraction_stride = kScoreStride;
-  }
-
   Job& job_;
   const AttentionArgs& a_;
   QueryTile query_;
   RowBlock block_, gradient_block_;
-  Buffer weights_, slopes_;  // tiles
-  Buffer grad_k_, grad_v_;   // [kTileKeys, D], [kTileKeys, Dv]
-  Buffer place_fractions_, weight_fractions_, packed_weights_;
+  Buffer weights_, slopes_;            // tiles
+  Buffer grad_k_, grad_v_;             // [kTileKeys, D], [kTileKeys, Dv]
+  Buffer fractions_, tile_fractions_;  // [kMaxRows, kScoreStride]
+  Buffer packed_weights_;
 };
 
 void store_zeros(const Output& out, int64_t count) {

@@ -84,7 +84,8 @@ float scores(float* x, int64_t end, int64_t columns, float scale, const float* b
 }
 
 template <Normalize normalize>
-void weights_of(float* x, int64_t columns, float M, float divisor, float* lanes) {
+void weights_of(const float* x, int64_t columns, float M, float divisor, float* weight,
+                float* lanes) {
   constexpr int kVectors = kLanes / Vec::lanes;
   const auto maximum = Vec::set(M);
   const auto total = Vec::set(divisor), inverse = Vec::set(1.0f / divisor);
@@ -92,20 +93,21 @@ void weights_of(float* x, int64_t columns, float M, float divisor, float* lanes)
   for (int v = 0; v < kVectors; ++v) sums[v] = load_float(lanes + v * Vec::lanes);
   for (int64_t j = 0; j < columns; j += kLanes) {
     for (int v = 0; v < kVectors; ++v) {
-      float* at = x + j + v * Vec::lanes;
-      const auto weight = weight_of<normalize>(load_float(at), maximum, total, inverse);
-      store_float(at, weight);
-      sums[v] = Vec::add(sums[v], weight);
+      const int64_t at = j + v * Vec::lanes;
+      const auto w = weight_of<normalize>(load_float(x + at), maximum, total, inverse);
+      store_float(weight + at, w);
+      sums[v] = Vec::add(sums[v], w);
     }
   }
   for (int v = 0; v < kVectors; ++v) store_float(lanes + v * Vec::lanes, sums[v]);
 }
 
-void weights(Normalize normalize, float* x, int64_t columns, float M, float divisor, float* lanes) {
+void weights(Normalize normalize, const float* x, int64_t columns, float M, float divisor,
+             float* weight, float* lanes) {
   if (normalize == Normalize::before) {
-    return weights_of<Normalize::before>(x, columns, M, divisor, lanes);
+    return weights_of<Normalize::before>(x, columns, M, divisor, weight, lanes);
   }
-  weights_of<Normalize::after>(x, columns, M, divisor, lanes);
+  weights_of<Normalize::after>(x, columns, M, divisor, weight, lanes);
 }
 
 void add_products(const float* weight, const float* slope, int64_t columns, float* lanes) {

@@ -6,21 +6,37 @@
 namespace nnkernels::lmul {
 namespace {
 
+// f(j, at + j * step) for j < n; unit steps are known to the compiler.
+template <class F>
+void each_element(int64_t n, int64_t at, int64_t step, F&& f) {
+  if (step == 1) {
+    for (int64_t j = 0; j < n; ++j) f(j, at + j);
+  } else {
+    for (int64_t j = 0; j < n; ++j) f(j, at + j * step);
+  }
+}
+
 // The mask of one row of a tile as numbers to add. A key that a boolean mask leaves out gets -inf,
 // and 0 for its sum of products, which may be NaN.
 void load_mask(const Mask& mask, const ScoreTile& tile, int64_t row, float* x, float* bias) {
+  constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
   const int64_t* strides = mask.strides;
-  int64_t at = tile.batch * strides[0] + tile.head * strides[1] + row * strides[2] +
-               tile.column * strides[3];
-  for (int64_t j = 0; j < tile.columns; ++j, at += strides[3]) {
-    if (!mask.boolean) {
-      bias[j] = float_of(load_word(mask.dtype, mask.data, at));
-    } else if (static_cast<const uint8_t*>(mask.data)[at] != 0) {
-      bias[j] = 0.0f;
-    } else {
-      bias[j] = -std::numeric_limits<float>::infinity();
-      x[j] = 0.0f;
-    }
+  const int64_t n = tile.columns, step = strides[3];
+  const int64_t at =
+      tile.batch * strides[0] + tile.head * strides[1] + row * strides[2] + tile.column * step;
+  if (mask.boolean) {
+    const auto* keep = static_cast<const uint8_t*>(mask.data);
+    each_element(n, at, step, [&](int64_t j, int64_t index) {
+      bias[j] = keep[index] != 0 ? 0.0f : kMinusInf;
+      x[j] = keep[index] != 0 ? x[j] : 0.0f;
+    });
+  } else if (mask.dtype == DType::float32) {
+    const auto* values = static_cast<const float*>(mask.data);
+    each_element(n, at, step, [&](int64_t j, int64_t index) { bias[j] = values[index]; });
+  } else {
+    each_element(n, at, step, [&](int64_t j, int64_t index) {
+      bias[j] = float_of(load_word(mask.dtype, mask.data, index));
+    });
   }
 }
 

@@ -61,8 +61,9 @@ struct Product {
   }
 };
 
-// dL/dx of grad="exact", of reduced words: slope() lane by lane.
-NNK_VEC Vec::Int slope_of(const Plan& plan, Vec::Int x, Vec::Int y) {
+// g times the derivative of grad="exact", of reduced words: slope_factor() and slope() lane by
+// lane.
+NNK_VEC Vec::Float times_slope(const Plan& plan, Vec::Float g, Vec::Int x, Vec::Int y) {
   const auto infinity = Vec::set(kInfinity), mantissa = Vec::set(kMantissaMask);
   const auto x_magnitude = Vec::bit_and(x, Vec::set(kMagnitudeMask));
   const auto y_magnitude = Vec::bit_and(y, Vec::set(kMagnitudeMask));
@@ -73,11 +74,17 @@ NNK_VEC Vec::Int slope_of(const Plan& plan, Vec::Int x, Vec::Int y) {
                                       Vec::greater(infinity, x_magnitude));
     const auto fraction = Vec::where(normal, Vec::bit_and(x, mantissa));
     const auto s = Vec::add(Vec::add(fraction, Vec::bit_and(y, mantissa)), Vec::set(plan.offset));
-    magnitude = Vec::min(Vec::add(magnitude, Vec::bit_and(s, Vec::set(~kMantissaMask))), infinity);
+    const auto large = Vec::greater(y_magnitude, Vec::set(kLargeSlope - 1u));
+    magnitude = Vec::add(magnitude, Vec::bit_and(s, Vec::set(~kMantissaMask)));
+    magnitude = Vec::sub(magnitude, Vec::where(large, Vec::set(2u << 23)));
+    const auto four = Vec::as_int(Vec::set(4.0f)), one = Vec::as_int(Vec::set(1.0f));
+    g = Vec::mul(g, Vec::as_float(Vec::select(large, four, one)));
   }
   magnitude = Vec::where(Vec::greater(y_magnitude, Vec::set(kSmallest - 1u)), magnitude);
-  const auto word = Vec::bit_or(magnitude, Vec::bit_and(y, Vec::set(kSignBit)));
-  return Vec::select(Vec::greater(y_magnitude, infinity), Vec::set(kNaN), word);
+  magnitude = Vec::select(Vec::greater(infinity, y_magnitude), magnitude, infinity);
+  auto slope = Vec::bit_or(magnitude, Vec::bit_and(y, Vec::set(kSignBit)));
+  slope = Vec::select(Vec::greater(y_magnitude, infinity), Vec::set(kNaN), slope);
+  return Vec::mul(g, Vec::as_float(slope));
 }
 
 template <DType dtype>
@@ -104,15 +111,51 @@ void widen_line(const Line& line, int64_t n, uint32_t* words) {
   }
 }
 
+// bfloat16 in mode bits, two elements a lane: their products have no more bits than bfloat16.
+// Returns how many of the n elements are done; the vectors left have infinities or NaN, or are not
+// whole.
+NNK_VEC int64_t mul_pairs(const Plan& plan, const void* x, const void* y, int64_t first, int64_t n,
+                          void* products) {
+  const auto twice = [](uint32_t word) { return Vec::set(word >> 16 | (word & 0xFFFF0000u)); };
+  const int kept = plan.a_bits < 7 ? plan.a_bits : 7;
+  const auto magnitude_mask = twice(kMagnitudeMask & ~0u << (23 - kept));
+  const auto sign_mask = twice(kSignBit), infinity = twice(kInfinity), zeros = twice(0x007F0000u);
+  const auto largest = Vec::sub16(infinity, Vec::set(0x00010001u));
+  const auto off = twice(word_offset(plan.offset));
+  int64_t i = first;
+  for (; i + 2 * Vec::lanes <= n; i += 2 * Vec::lanes) {
+    const auto a = Vec::load(static_cast<const uint16_t*>(x) + i);
+    const auto b = Vec::load(static_cast<const uint16_t*>(y) + i);
+    const auto a_magnitude = Vec::bit_and(a, magnitude_mask);
+    const auto b_magnitude = Vec::bit_and(b, magnitude_mask);
+    const auto larger = Vec::max16(a_magnitude, b_magnitude);
+    const auto special = Vec::where_greater16(larger, largest, larger);
+    if (Vec::any(Vec::not_equal(special, Vec::set(0u)))) break;
+    // Unsigned: below OFF the difference would wrap; from infinity on it saturates.
+    const auto sum = Vec::max16(Vec::add16(a_magnitude, b_magnitude), off);
+    const auto word = Vec::min16(Vec::sub16(sum, off), infinity);
+    const auto smallest = Vec::min16(word, Vec::min16(a_magnitude, b_magnitude));
+    const auto sign = Vec::bit_and(Vec::bit_xor(a, b), sign_mask);
+    Vec::store(static_cast<uint16_t*>(products) + i,
+               Vec::bit_or(Vec::where_greater16(smallest, zeros, word), sign));
+  }
+  return i;
+}
+
 // Both lines contiguous.
 template <DType in, DType out>
 void mul_contiguous(const Plan& plan, const void* x, const void* y, int64_t n, void* products) {
   const Reduce<in> reduce(plan.a_bits, plan.round, false, false);
   const Product product(plan);
+  const bool pairs = in == DType::bfloat16 && out == DType::bfloat16 && plan.term == Term::bits &&
+                     (plan.round == Round::trunc || plan.a_bits >= 7) && plan.offset % 65536 == 0;
   int64_t i = 0;
-  for (; i + Vec::lanes <= n; i += Vec::lanes) {
+  while (true) {
+    if (pairs) i = mul_pairs(plan, x, y, i, n, products);
+    if (i + Vec::lanes > n) break;
     const auto word = product(reduce(Vec::load_as<in>(x, i)), reduce(Vec::load_as<in>(y, i)));
     Vec::store_as<out>(products, i, word);
+    i += Vec::lanes;
   }
   if (i == n) return;
   uint32_t words[Vec::lanes];
@@ -166,16 +209,16 @@ void mul_grad_line(const Plan& plan, Grad grad, const Line& g, const Line& x, co
   for (int64_t i = n; i % Vec::lanes != 0; ++i) g_words[i] = x_words[i] = y_words[i] = 0;
   for (int64_t i = 0; i < n; i += Vec::lanes) {
     const auto upstream = Vec::load(g_words + i), other = Vec::load(y_words + i);
-    Vec::Int word;
+    Vec::Float gradient;
     if (grad == Grad::lmul) {
-      word = product(reduce(upstream), reduce(other));
+      gradient = Vec::as_float(product(reduce(upstream), reduce(other)));
+    } else if (grad == Grad::ste) {
+      gradient = Vec::mul(Vec::as_float(upstream), Vec::as_float(reduce(other)));
     } else {
-      const auto slope = grad == Grad::ste
-                             ? reduce(other)
-                             : slope_of(plan, reduce(Vec::load(x_words + i)), reduce(other));
-      word = Vec::as_int(Vec::mul(Vec::as_float(upstream), Vec::as_float(slope)));
+      gradient =
+          times_slope(plan, Vec::as_float(upstream), reduce(Vec::load(x_words + i)), reduce(other));
     }
-    Vec::store(g_words + i, word);
+    Vec::store(g_words + i, Vec::as_int(gradient));
   }
   for (int64_t i = 0; i < n; ++i) out[i] = float_of(g_words[i]);
 }

@@ -48,12 +48,14 @@ class ColumnPanel {
 
 // Runs the chosen kernel on one tile of rows and columns.
 void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t panel,
-              ColumnPanel& column_panel, float* sums) {
+              ColumnPanel& column_panel, const uint32_t* ahead, int64_t ahead_step, float* sums) {
   const Columns& columns = column_panel.columns();
   TermArgs args{};
   args.columns = columns.words;
   args.packed_kc = columns.packed_kc;
   args.off = word_offset(plan.offset);
+  args.ahead = ahead;
+  args.ahead_step = ahead_step;
   const int64_t begin = panel * Vec::tile_rows;
   const int64_t left = block.rows - begin;
   const int64_t rows = left < Vec::tile_rows ? left : Vec::tile_rows;
@@ -93,26 +95,27 @@ void run_tile(const Plan& plan, const Choice& choice, RowBlock& block, int64_t p
   }
 }
 
-// c = (first ? 0 : c) + sums, where sums below `flush` are zero.
+// c = (first ? 0 : c) + sums, where sums below `flush` are zero. Adding to 0 matters: the sum of a
+// formula tile that rounds to zero may be -0.
 void add_tile(const float* sums, int64_t rows, int64_t columns, float flush, float* c,
               int64_t c_stride, bool first) {
   const Int limit = Vec::as_int(Vec::set(flush));
   for (int64_t row = 0; row < rows; ++row, sums += kTileColumns, c += c_stride) {
     for (int64_t column = 0; column < columns; column += Vec::lanes) {
-      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(sums + column));
+      Int sum = Vec::load(sums + column);
       if (flush > 0.0f) {
         const Int magnitude = Vec::bit_and(sum, Vec::set(kMagnitudeMask));
         sum = Vec::select(Vec::greater(limit, magnitude), Vec::set(0u), sum);
       }
-      uint32_t* into = reinterpret_cast<uint32_t*>(c + column);
+      float* into = c + column;
       if (column + Vec::lanes <= columns) {
-        if (!first) sum = Vec::as_int(Vec::add(Vec::as_float(Vec::load(into)), Vec::as_float(sum)));
-        Vec::store(into, sum);
+        const Int before = first ? Vec::set(0u) : Vec::load(into);
+        Vec::store(into, Vec::as_int(Vec::add(Vec::as_float(before), Vec::as_float(sum))));
       } else {
         float rest[Vec::lanes];
-        Vec::store(reinterpret_cast<uint32_t*>(rest), sum);
+        Vec::store(rest, sum);
         for (int64_t i = column; i < columns; ++i) {
-          c[i] = first ? rest[i - column] : c[i] + rest[i - column];
+          c[i] = (first ? 0.0f : c[i]) + rest[i - column];
         }
       }
     }
@@ -138,14 +141,23 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
     const int64_t left = columns.count - column;
     const int64_t count = left < kTileColumns ? left : kTileColumns;
     column_panel.set(columns.slice(column, count), soft_columns, word_offset(plan.offset));
+    // Each row panel brings its share of the next column panel, which is too short to be prefetched
+    // by the hardware in time.
+    const uint32_t* next =
+        columns.words + (left > kTileColumns ? column + kTileColumns : column) * columns.packed_kc;
+    const int64_t ahead_step = (kTileColumns + panels - 1) / panels;
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const Choice choice =
-          choose(plan, block.ranges[panel], column_panel.range, soft_rows, soft_columns);
-      run_tile(plan, choice, block, panel, column_panel, sums);
       const int64_t row = panel * Vec::tile_rows;
       const int64_t rows = block.rows - row < Vec::tile_rows ? block.rows - row : Vec::tile_rows;
-      add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride,
-               first);
+      for (int64_t r = row; r < row + rows; ++r) {
+        for (int64_t i = 0; i < count; i += 16)
+          __builtin_prefetch(c + r * c_stride + column + i, 1);
+      }
+      const Choice choice =
+          choose(plan, block.ranges[panel], column_panel.range, soft_rows, soft_columns);
+      run_tile(plan, choice, block, panel, column_panel, next + panel * columns.kc * ahead_step,
+               ahead_step, sums);
+      add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride, first);
     }
   }
 }
@@ -157,9 +169,9 @@ void store_as(const float* c, int64_t c_stride, int64_t rows, int64_t columns, c
     const float* from = c + row * c_stride;
     int64_t column = 0;
     for (; column + Vec::lanes <= columns; column += Vec::lanes) {
-      Int sum = Vec::load(reinterpret_cast<const uint32_t*>(from + column));
+      Int sum = Vec::load(from + column);
       if (bias != nullptr) {
-        const Int b = Vec::load(reinterpret_cast<const uint32_t*>(bias + column));
+        const Int b = Vec::load(bias + column);
         sum = Vec::as_int(Vec::add(Vec::as_float(sum), Vec::as_float(b)));
       }
       Vec::store_as<dtype>(out, row * out_stride + column, sum);

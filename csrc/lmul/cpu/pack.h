@@ -41,6 +41,39 @@ struct RangeOf {
   }
 };
 
+// The same for vectors of bfloat16 pairs; of magnitudes that may be subnormal, which count as zero.
+struct PairRangeOf {
+  using Int = Vec::Int;
+  Int least = Vec::set(0xFFFFFFFFu);
+  Int low = Vec::set(0xFFFFFFFFu);  // of magnitudes less the smallest: zeros wrap to the top
+  Int high = Vec::set(0u);
+
+  NNK_VEC void add(Int magnitude) {
+    least = Vec::min16(least, magnitude);
+    low = Vec::min16(low, Vec::sub16(magnitude, Vec::set(0x00800080u)));
+    high = Vec::max16(high, magnitude);
+  }
+
+  // What RangeOf knows, with both halves of each pair added as words.
+  RangeOf words() const {
+    const Int smallest = Vec::set(kSmallest);
+    RangeOf range;
+    for (const int half : {0, 16}) {
+      const auto word = [&](Int x) {
+        return Vec::bit_and(Vec::shift_left(x, half), Vec::set(0xFFFF0000u));
+      };
+      const auto flush = [&](Int x) { return Vec::where(Vec::equal(Vec::max(x, smallest), x), x); };
+      range.least = Vec::min(range.least, flush(word(least)));
+      range.high = Vec::max(range.high, flush(word(high)));
+      // Zeros and subnormals, wrapped to the top, stay there.
+      const Int low_word = word(low);
+      const Int less_one = Vec::add(low_word, Vec::set(kSmallest - 1u));
+      range.low = Vec::min(range.low, Vec::max(less_one, low_word));
+    }
+    return range;
+  }
+};
+
 constexpr int mantissa_bits_of(DType dtype) {
   switch (dtype) {
     case DType::bfloat16: return 7;
@@ -87,6 +120,8 @@ class Reduce {
     return x;
   }
 
+  NNK_VEC bool only_flushes() const { return dropped_ == 0 && !power_ && flush_; }
+
  private:
   int dropped_;
   bool nearest_, power_, flush_;
@@ -109,13 +144,49 @@ NNK_VEC const void* element(const Matrix& matrix, int64_t row, int64_t column) {
          (row * matrix.row_stride + column * matrix.column_stride) * element_size(matrix.dtype);
 }
 
+// The whole squares of pairs among the bfloat16 columns of a group that lie along k, which keep all
+// bits: zeros and ranges are found and squares transposed two k at a time. Returns the number of k.
+NNK_VEC int64_t pack_pairs_along_k(Vec::Int off, const Matrix& b, int64_t kc, int64_t count,
+                                   uint32_t* words, RangeOf& range) {
+  constexpr int L = Vec::lanes;
+  PairRangeOf pair_range;
+  int64_t k = 0;
+  for (; k + 2 * L <= kc; k += 2 * L) {
+    for (int64_t j = 0; j < kGroup; j += L) {
+      Vec::Int square[L];
+      for (int i = 0; i < L; ++i) {
+        const int64_t column = j + i < count ? j + i : count - 1;
+        const char* line = static_cast<const char*>(element(b, k, column));
+        // The next block of k: the runs are too short, and too many, for the hardware to prefetch.
+        __builtin_prefetch(line + 2 * kSumBlock);
+        const auto x = Vec::load(line);
+        const auto magnitude = Vec::bit_and(x, Vec::set(0x7FFF7FFFu));
+        pair_range.add(magnitude);
+        square[i] = Vec::where_greater16(magnitude, Vec::set(0x007F007Fu), x);
+      }
+      Vec::transpose(square);
+      for (int64_t i = 0; i < L; ++i) {
+        uint32_t* into = words + (k + 2 * i) * kGroup + j;
+        Vec::store(into, Vec::sub(Vec::shift_left(square[i], 16), off));
+        Vec::store(into + kGroup, Vec::sub(Vec::bit_and(square[i], Vec::set(0xFFFF0000u)), off));
+      }
+    }
+  }
+  if (k > 0) range = pair_range.words();
+  return k;
+}
+
 // One group of columns that lie along k: squares of them are read and transposed.
 template <DType dtype>
 Range pack_group_along_k(const Reduce<dtype>& reduce, Vec::Int off, const Matrix& b, int64_t kc,
                          int64_t count, uint32_t* words) {
   constexpr int L = Vec::lanes;
   RangeOf range;
-  for (int64_t k = 0; k < kc; k += L) {
+  int64_t k = 0;
+  if (dtype == DType::bfloat16 && reduce.only_flushes()) {
+    k = pack_pairs_along_k(off, b, kc, count, words, range);
+  }
+  for (; k < kc; k += L) {
     const int64_t lines = kc - k < L ? kc - k : L;
     for (int64_t j = 0; j < kGroup; j += L) {
       Vec::Int square[L];

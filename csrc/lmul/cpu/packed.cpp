@@ -1,6 +1,9 @@
 #include "lmul/cpu/packed.h"
 
 #include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
 
 namespace nnkernels::lmul {
 namespace {
@@ -15,6 +18,28 @@ static_assert(sizeof(Header) == 64);
 
 int64_t ranges_at(int64_t K, int64_t N) {
   return static_cast<int64_t>(sizeof(Header)) + 4 * PackedMatrix::word_count(K, N);
+}
+
+// The bytes of a packed weight, or nothing where int64_t does not hold them.
+std::optional<int64_t> checked_size(int64_t N, int64_t K) {
+  // Up to here the bytes of one group fit.
+  constexpr int64_t limit = int64_t{1} << 56;
+  if (N < 0 || N > limit || K < 0 || K > limit) return std::nullopt;
+  const int64_t group = 4 * kGroup * K + sizeof(Range) * PackedMatrix::blocks(K);
+  int64_t size = 0;
+  if (__builtin_mul_overflow(Columns::groups(N), group, &size) ||
+      __builtin_add_overflow(size, static_cast<int64_t>(sizeof(Header)), &size)) {
+    return std::nullopt;
+  }
+  return size;
+}
+
+// Whether these are options that a call can have.
+bool possible(const Options& options) {
+  return options.mantissa_bits >= 1 && options.mantissa_bits <= 23 &&
+         (options.mode == Mode::bits || options.mode == Mode::formula) &&
+         (options.round == Round::trunc || options.round == Round::rne) &&
+         options.offset < 1u << 23;
 }
 
 }  // namespace
@@ -54,7 +79,12 @@ void pack_matrix(const Plan& plan, const Matrix& b, int64_t K, int64_t N, uint32
 }
 
 int64_t packed_size(int64_t N, int64_t K) {
-  return ranges_at(K, N) + static_cast<int64_t>(sizeof(Range)) * PackedMatrix::range_count(K, N);
+  const std::optional<int64_t> size = checked_size(N, K);
+  if (!size) {
+    throw std::runtime_error("w is [" + std::to_string(N) + ", " + std::to_string(K) +
+                             "], too large to pack");
+  }
+  return *size;
 }
 
 void pack(const Matrix& w, int64_t N, int64_t K, const Options& options, uint8_t* packed,
@@ -77,11 +107,9 @@ PackedInfo packed_info(const uint8_t* packed, int64_t size) {
   info.N = header.N;
   info.K = header.K;
   info.options = header.options;
-  constexpr int64_t limit = int64_t{1} << 31;
   info.valid = std::memcmp(header.magic, Header().magic, sizeof header.magic) == 0 &&
-               header.N >= 0 && header.N < limit && header.K >= 0 && header.K < limit / 64 * 64 &&
-               reinterpret_cast<uintptr_t>(packed) % 4 == 0 &&
-               packed_size(header.N, header.K) == size;
+               reinterpret_cast<uintptr_t>(packed) % 4 == 0 && possible(header.options) &&
+               checked_size(header.N, header.K) == size;
   return info;
 }
 

@@ -7,7 +7,10 @@ namespace nnkernels::lmul {
 namespace {
 
 // Words of packed B that exist at a time, unless one group of columns has more.
-constexpr int64_t kPackedWords = int64_t{8} << 20;
+constexpr int64_t kPackedWords = int64_t{4} << 20;
+// Up to this many rows B is not worth packing as a whole.
+constexpr int64_t kStreamedRows = 12;
+constexpr int64_t kMaxTileGroups = 2;
 // Below this many products one thread is faster than two.
 constexpr int64_t kSerialWork = int64_t{1} << 17;
 
@@ -32,6 +35,10 @@ class Run {
   }
 
   void operator()() {
+    // The packed words of a narrow type are longer than itself, to be read as often.
+    const bool packed_is_better =
+        p_.b_packed != nullptr && (p_.b.data == nullptr || p_.b.dtype == DType::float32);
+    if (p_.M <= kStreamedRows && !packed_is_better) return stream();
     if (p_.b_packed != nullptr) {
       const PackedMatrix packed = packed_matrix(p_.b_packed);
       return multiply({0, p_.batch, 0, p_.N}, &packed);
@@ -48,6 +55,35 @@ class Run {
   }
 
  private:
+  // Few rows: B is read once, so its columns are packed a panel at a time and multiplied at once.
+  void stream() {
+    const int64_t panels = ceil_div(p_.N, kernel_.tile_columns);
+    const int64_t grain = 1 + kSerialWork / 8 / (p_.K * kernel_.tile_columns);
+    parallel_for(parallel_, p_.batch * panels, grain, [&](int64_t begin, int64_t end) {
+      RowBlock block;
+      Buffer words, sums;
+      Range ranges[kMaxTileGroups];
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t batch = task / panels, column = task % panels * kernel_.tile_columns;
+        const int64_t columns = std::min(kernel_.tile_columns, p_.N - column);
+        uint32_t* packed = words.words(PackedMatrix::word_count(kSumBlock, columns));
+        float* c = sums.floats(p_.M * columns);
+        for (int64_t k = 0; k < p_.K; k += kSumBlock) {
+          const int64_t kc = std::min(kSumBlock, p_.K - k);
+          kernel_.pack_columns(plan_, submatrix(p_.b, batch, k, column), kc, columns, packed,
+                               ranges);
+          kernel_.pack_rows(plan_, submatrix(p_.a, batch, 0, k), p_.M, kc, block);
+          kernel_.multiply(plan_, block, {packed, ranges, kc, columns, kc}, c, columns, k == 0);
+        }
+        const int64_t at = batch * p_.M * p_.N + column;
+        const Output out{static_cast<char*>(p_.out.data) + at * element_size(p_.out.dtype),
+                         p_.out.dtype};
+        kernel_.store(c, columns, p_.M, columns, bias_.empty() ? nullptr : bias_.data() + column,
+                      out, p_.N);
+      }
+    });
+  }
+
   void pass(const Pass& pass) {
     const int64_t matrices = shared_b_ ? 1 : pass.batch_end - pass.batch_begin;
     const int64_t words = PackedMatrix::word_count(p_.K, pass.columns);

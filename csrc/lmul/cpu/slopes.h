@@ -39,13 +39,12 @@ void slope_tile(const uint32_t* g, const Columns& y, const uint32_t* fractions,
   }
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) {
-      Vec::store(reinterpret_cast<uint32_t*>(sums + r * kTileColumns + v * Vec::lanes),
-                 Vec::as_int(sum[r][v]));
+      Vec::store(sums + r * kTileColumns + v * Vec::lanes, Vec::as_int(sum[r][v]));
     }
   }
 }
 
-// The same for infinite, NaN and very large y: saturates, and keeps NaN.
+// The same for infinite, NaN and very large y.
 void slope_oracle(const uint32_t* g, const Columns& y, const uint32_t* fractions,
                   int64_t fraction_stride, int64_t rows, float* sums) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -56,8 +55,10 @@ void slope_oracle(const uint32_t* g, const Columns& y, const uint32_t* fractions
       const uint32_t x = kOne | (fraction & kMantissaMask);
       float sum = 0.0f;
       for (int64_t k = 0; k < y.kc; ++k) {
-        const uint32_t word = slope(Mode::bits, x, at[k * kGroup], fraction & ~kMantissaMask);
-        sum = __builtin_fmaf(float_of(g[row * kRowStride + k]), float_of(word), sum);
+        const uint32_t word = at[k * kGroup];
+        const float upstream = float_of(g[row * kRowStride + k]) * slope_factor(Mode::bits, word);
+        const uint32_t steepness = slope(Mode::bits, x, word, fraction & ~kMantissaMask);
+        sum = __builtin_fmaf(upstream, float_of(steepness), sum);
       }
       sums[row * kTileColumns + column] = sum;
     }
@@ -76,7 +77,7 @@ void slope_tiles(const uint32_t* g, const Columns& y, const uint32_t* fractions,
 
 void multiply_slopes(RowBlock& block, const Columns& columns, const uint32_t* fractions,
                      int64_t fraction_stride, float* c, int64_t c_stride, bool first) {
-  constexpr int R = Vec::other_rows;
+  constexpr int R = Vec::few_rows;
   alignas(64) float sums[Vec::tile_rows * kTileColumns];
   for (int64_t column = 0; column < columns.count; column += kTileColumns) {
     const int64_t left = columns.count - column;
@@ -84,7 +85,7 @@ void multiply_slopes(RowBlock& block, const Columns& columns, const uint32_t* fr
     Range range;
     for (int64_t group = 0; group < panel.groups(); ++group) range.add(panel.ranges[group]);
     // Two more could overflow the exponent.
-    const bool oracle = range.nonfinite || range.high >= 253;
+    const bool oracle = range.nonfinite || range.high >= static_cast<int>(kLargeSlope >> 23);
     for (int64_t row = 0; row < block.rows; row += R) {
       const int64_t rows = block.rows - row < R ? block.rows - row : R;
       const uint32_t* g = block.form(kWords) + row * kRowStride;

@@ -20,11 +20,14 @@ struct TermArgs {
   const uint32_t* columns;  // words, at the first group
   int64_t packed_kc;        // rows of a packed group
   uint32_t off;             // OFF of mode bits
+  // Memory to bring into the cache meanwhile: `ahead_step` words for each k.
+  const uint32_t* ahead;
+  int64_t ahead_step;
 };
 
 // bits. The sum of the words is the word of the product: one integer and one float addition.
 struct WordTerm {
-  static constexpr int tile_rows = Vec::tile_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 1;
   struct Row {
     Int x;
   };
@@ -40,7 +43,7 @@ struct WordTerm {
 
 // bits, zeros anywhere. Zero rows multiply a finite product by 0, zero columns are masked.
 struct ZerosTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 2;
   struct Row {
     Int x;
     Float nonzero;
@@ -63,7 +66,7 @@ struct ZerosTerm {
 // bits, zeros and underflow. Magnitudes are added, so that underflow is a small or negative number:
 // it is masked. A zero column is the most negative magnitude, a zero row has sign 0.
 struct GuardedTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::few_rows, registers = 2;
   struct Row {
     Int magnitude;
     Float sign;
@@ -91,7 +94,7 @@ struct GuardedTerm {
 
 // formula: Xc P(y) + P(x) Y. Zeros have P = Xc = Y = 0.
 struct FormulaTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 2;
   struct Row {
     Float power, centred;
   };
@@ -110,9 +113,10 @@ struct FormulaTerm {
   }
 };
 
-// formula with underflow: |L| < 2^-126 exactly where the word of mode bits underflows.
+// formula with underflow: |L| < 2^-126 exactly where the word of mode bits underflows, or where
+// only a double carry, which formula does not have, kept it from doing so: at powers below 2^-127.
 struct FormulaGuardedTerm {
-  static constexpr int tile_rows = Vec::other_rows;
+  static constexpr int tile_rows = Vec::few_rows, registers = 2;
   struct Row {
     Float power, centred;
     Int magnitude;
@@ -131,14 +135,20 @@ struct FormulaGuardedTerm {
             Vec::sub(magnitude, Vec::set(t.off))};
   }
   static NNK_VEC Float add(Float sum, const Row& r, const Column& c) {
-    const Mask normal = Vec::greater(Vec::add(r.magnitude, c.magnitude), Vec::set(kSmallest - 1u));
+    const Int exponents = Vec::set(kInfinity);
+    const Int column_power =
+        Vec::sub(Vec::bit_and(Vec::as_int(c.power), exponents), Vec::set(kOne));
+    const Int power = Vec::add(Vec::bit_and(Vec::as_int(r.power), exponents), column_power);
+    const Mask normal =
+        Vec::mask_and(Vec::greater(Vec::add(r.magnitude, c.magnitude), Vec::set(kSmallest - 1u)),
+                      Vec::greater(power, Vec::set(~0u)));
     const Float half = Vec::fma_where(normal, r.centred, c.power, sum);
     return Vec::fma_where(normal, r.power, c.y, half);
   }
 };
 
 struct ExactTerm {
-  static constexpr int tile_rows = Vec::tile_rows;
+  static constexpr int tile_rows = Vec::tile_rows, registers = 1;
   struct Row {
     Float x;
   };
@@ -155,33 +165,59 @@ struct ExactTerm {
 };
 
 // sums: row-major, Vec::tile_groups * kGroup a row.
+// Not inlined: its registers are all taken.
 template <class Term, int R, int G>
-void tile(const TermArgs& args, int64_t row, int64_t kc, float* sums) {
+[[gnu::noinline]] void tile(const TermArgs& args, int64_t row, int64_t kc, float* sums) {
   constexpr int V = G * kVectors;
   Float sum[R][V];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = Vec::set(0.0f);
   }
-  const TermArgs local = args;
+  TermArgs local = args;
+  local.rows[0] += row * kRowStride;
+  local.rows[1] += row * kRowStride;
+  local.rows[2] += row * kRowStride;
   for (int64_t k = 0; k < kc; ++k) {
-    typename Term::Column columns[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
+    __builtin_prefetch(local.ahead + k * local.ahead_step);
+    const auto column = [&](int v) {
       const int64_t group = v / kVectors, lane = v % kVectors * Vec::lanes;
-      columns[v] = Term::column(
-          local, Vec::load(local.columns + (group * local.packed_kc + k) * kGroup + lane));
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Term::Row x = Term::row(local, (row + r) * kRowStride + k);
+      return Term::column(local,
+                          Vec::load(local.columns + (group * local.packed_kc + k) * kGroup + lane));
+    };
+    const auto x_at = [&](int r) { return Term::row(local, r * kRowStride + k); };
+    if constexpr (Term::registers * V + R * V < Vec::registers - 1) {
+      typename Term::Column y[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] = Term::add(sum[r][v], x, columns[v]);
+      for (int v = 0; v < V; ++v) y[v] = column(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const auto x = x_at(r);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[r][v] = Term::add(sum[r][v], x, y[v]);
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        // Rows are read again for each vector: hidden from the compiler, which would keep them
+        // in registers that the sums need.
+        const uint32_t *first = local.rows[0], *second = local.rows[1];
+        asm("" : "+r"(first), "+r"(second));
+        local.rows[0] = first;
+        local.rows[1] = second;
+        const auto y = column(v);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sum[r][v] = Term::add(sum[r][v], x_at(r), y);
+      }
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     float* into = sums + (row + r) * Vec::tile_groups * kGroup;
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      Vec::store(reinterpret_cast<uint32_t*>(into + v * Vec::lanes), Vec::as_int(sum[r][v]));
+      Vec::store(into + v * Vec::lanes, Vec::as_int(sum[r][v]));
     }
   }
 }

@@ -10,9 +10,9 @@ namespace {
 
 struct Vec {
   static constexpr int lanes = 8;
-  // 6 x 16 accumulators, 2 column registers, a row and a product fill the 16 registers; kernels
-  // with a second column register have 4 rows.
-  static constexpr int tile_rows = 6, other_rows = 4;
+  // 6 x 16 accumulators, 2 column registers, a row and a product fill the 16 registers. Kernels
+  // that need more for each product have fewer rows.
+  static constexpr int registers = 16, tile_rows = 6, few_rows = 3;
   static constexpr int tile_groups = 1;
 
   using Int = __m256i;
@@ -23,12 +23,10 @@ struct Vec {
   static NNK_VEC Float set(float x) { return _mm256_set1_ps(x); }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return _mm256_broadcast_ss(p); }
-  static NNK_VEC Int load(const uint32_t* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static NNK_VEC Int load(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
-  static NNK_VEC void store(uint32_t* p, Int x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-  }
+  static NNK_VEC void store(void* p, Int x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 
   static NNK_VEC Float as_float(Int x) { return _mm256_castsi256_ps(x); }
   static NNK_VEC Int as_int(Float x) { return _mm256_castps_si256(x); }
@@ -52,6 +50,16 @@ struct Vec {
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return bit_and(a, b); }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return _mm256_blendv_epi8(no, yes, m); }
   static NNK_VEC Int where(Mask m, Int yes) { return bit_and(m, yes); }
+
+  // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
+  static NNK_VEC Int min16(Int a, Int b) { return _mm256_min_epu16(a, b); }
+  static NNK_VEC Int max16(Int a, Int b) { return _mm256_max_epu16(a, b); }
+  static NNK_VEC Int add16(Int a, Int b) { return _mm256_add_epi16(a, b); }
+  static NNK_VEC Int sub16(Int a, Int b) { return _mm256_sub_epi16(a, b); }
+  // x where a > b, else 0.
+  static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
+    return bit_and(_mm256_cmpgt_epi16(a, b), x);
+  }
 
   static NNK_VEC Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static NNK_VEC Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
@@ -139,7 +147,7 @@ struct Vec {
   }
 
  private:
-  static NNK_VEC __m128i load128(const char* p) {
+  static NNK_VEC __m128i load128(const void* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   }
 };

@@ -11,7 +11,7 @@ namespace {
 struct Vec {
   static constexpr int lanes = 16;
   // 12 x 32: 24 of the 32 registers accumulate.
-  static constexpr int tile_rows = 12, other_rows = 12;
+  static constexpr int registers = 32, tile_rows = 12, few_rows = 12;
   static constexpr int tile_groups = 2;
 
   using Int = __m512i;
@@ -22,8 +22,8 @@ struct Vec {
   static NNK_VEC Float set(float x) { return _mm512_set1_ps(x); }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return set(*p); }
-  static NNK_VEC Int load(const uint32_t* p) { return _mm512_loadu_si512(p); }
-  static NNK_VEC void store(uint32_t* p, Int x) { _mm512_storeu_si512(p, x); }
+  static NNK_VEC Int load(const void* p) { return _mm512_loadu_si512(p); }
+  static NNK_VEC void store(void* p, Int x) { _mm512_storeu_si512(p, x); }
 
   static NNK_VEC Float as_float(Int x) { return _mm512_castsi512_ps(x); }
   static NNK_VEC Int as_int(Float x) { return _mm512_castps_si512(x); }
@@ -47,6 +47,16 @@ struct Vec {
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return a & b; }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return _mm512_mask_mov_epi32(no, m, yes); }
   static NNK_VEC Int where(Mask m, Int yes) { return _mm512_maskz_mov_epi32(m, yes); }
+
+  // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
+  static NNK_VEC Int min16(Int a, Int b) { return _mm512_min_epu16(a, b); }
+  static NNK_VEC Int max16(Int a, Int b) { return _mm512_max_epu16(a, b); }
+  static NNK_VEC Int add16(Int a, Int b) { return _mm512_add_epi16(a, b); }
+  static NNK_VEC Int sub16(Int a, Int b) { return _mm512_sub_epi16(a, b); }
+  // x where a > b, else 0.
+  static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
+    return _mm512_maskz_mov_epi16(_mm512_cmpgt_epi16_mask(a, b), x);
+  }
 
   static NNK_VEC Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static NNK_VEC Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
@@ -142,8 +152,8 @@ struct Vec {
   }
 
  private:
-  static NNK_VEC __m256i load256(const char* p) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static NNK_VEC __m256i load256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
   }
 };
 

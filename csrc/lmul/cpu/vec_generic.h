@@ -10,8 +10,8 @@ namespace {
 
 struct Vec {
   static constexpr int lanes = 4;
-  // Register tile: rows of kernels with one column register, rows of the others.
-  static constexpr int tile_rows = 2, other_rows = 2;
+  // 2 x 16: 8 of 16 registers accumulate.
+  static constexpr int registers = 16, tile_rows = 2, few_rows = 2;
   static constexpr int tile_groups = 1;
 
   using Int = uint32_t __attribute__((vector_size(16)));
@@ -23,12 +23,12 @@ struct Vec {
   static NNK_VEC Float set(float x) { return Float{x, x, x, x}; }
   static NNK_VEC Int broadcast(const uint32_t* p) { return set(*p); }
   static NNK_VEC Float broadcast(const float* p) { return set(*p); }
-  static NNK_VEC Int load(const uint32_t* p) {
+  static NNK_VEC Int load(const void* p) {
     Int x;
     memcpy(&x, p, sizeof x);
     return x;
   }
-  static NNK_VEC void store(uint32_t* p, Int x) { memcpy(p, &x, sizeof x); }
+  static NNK_VEC void store(void* p, Int x) { memcpy(p, &x, sizeof x); }
 
   static NNK_VEC Float as_float(Int x) { return reinterpret_cast<Float>(x); }
   static NNK_VEC Int as_int(Float x) { return reinterpret_cast<Int>(x); }
@@ -54,6 +54,22 @@ struct Vec {
   static NNK_VEC Mask mask_and(Mask a, Mask b) { return a & b; }
   static NNK_VEC Int select(Mask m, Int yes, Int no) { return m ? yes : no; }
   static NNK_VEC Int where(Mask m, Int yes) { return reinterpret_cast<Int>(m) & yes; }
+
+  // On pairs of 16-bit numbers: unsigned, but for the signed comparison.
+  static NNK_VEC Int min16(Int a, Int b) {
+    return from16(pairs(a) < pairs(b) ? pairs(a) : pairs(b));
+  }
+  static NNK_VEC Int max16(Int a, Int b) {
+    return from16(pairs(a) > pairs(b) ? pairs(a) : pairs(b));
+  }
+  static NNK_VEC Int add16(Int a, Int b) { return from16(pairs(a) + pairs(b)); }
+  static NNK_VEC Int sub16(Int a, Int b) { return from16(pairs(a) - pairs(b)); }
+  // x where a > b, else 0.
+  static NNK_VEC Int where_greater16(Int a, Int b, Int x) {
+    using Signed16 = int16_t __attribute__((vector_size(16)));
+    const auto greater = reinterpret_cast<Signed16>(a) > reinterpret_cast<Signed16>(b);
+    return reinterpret_cast<Int>(greater) & x;
+  }
 
   static NNK_VEC Float add(Float a, Float b) { return a + b; }
   static NNK_VEC Float sub(Float a, Float b) { return a - b; }
@@ -109,6 +125,11 @@ struct Vec {
       }
     }
   }
+
+ private:
+  using Pairs = uint16_t __attribute__((vector_size(16)));
+  static NNK_VEC Pairs pairs(Int x) { return reinterpret_cast<Pairs>(x); }
+  static NNK_VEC Int from16(Pairs x) { return reinterpret_cast<Int>(x); }
 };
 
 }  // namespace
