@@ -515,3 +515,31 @@ def test_an_error_inside_the_pool_keeps_its_text():
     x[399, 3999] = float("nan")
     with house.threads(2), pytest.raises(ValueError, match=r"x is NaN at \[399, 3999\]"):
         binary.pack(x, check_nan=True)
+
+
+# ---- kinds of tensors and of derivatives ----
+
+
+def test_tensors_that_are_not_dense():
+    with pytest.raises(
+        TypeError, match=r"^binary_pack: x is a sparse_coo tensor, expected a dense"
+    ):
+        binary.pack(ones(3, 40).to_sparse())
+    with pytest.raises(TypeError, match=r"^binary_linear_train: w is a sparse_coo tensor"):
+        binary.linear_train(ones(3, 40), ones(5, 40).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        ("linear_train", lambda x: binary.linear_train(x, ones(5, 40))),
+        ("linear", lambda x: binary.linear(x, bits(5, 40), 40)),
+        ("binarize", lambda x: binary.binarize(x)),
+    ],
+)
+def test_forward_mode_is_refused(op, function):
+    with pytest.raises(NotImplementedError, match=f"binary_{op}: forward-mode"):
+        torch.func.jvp(function, (ones(3, 40),), (ones(3, 40),))
+    if op != "linear":
+        with pytest.raises(NotImplementedError, match=f"binary_{op}: the transforms of torch.func"):
+            torch.func.grad(lambda x: function(x).sum())(ones(3, 40))
