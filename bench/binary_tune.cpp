@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "binary/cpu/amx.h"
 #include "binary/cpu/costs.h"
 #include "binary/cpu/engine.h"
 #include "common/isa.h"
@@ -106,6 +107,21 @@ void measure_lookup(const Kernels& kernel, Data& data, Costs& costs) {
   }
 }
 
+void measure_matrix(const Kernels& kernel, Data& data, Costs& costs) {
+  if (kernel.matrix == nullptr) return;
+  const int64_t rows = 256, steps = kBytes / 8;
+  Buffer<int8_t> left(rows * steps * 64), right(kPanel * steps * 64);
+  memset(right.data(), 1, kPanel * steps * 64);
+  costs.matrix_spread =
+      best_time([&] { kernel.matrix->spread_rows(data.rows(kBytes), rows, left.data()); }) /
+      (rows * steps);
+  costs.matrix_row =
+      best_time([&] {
+        kernel.matrix->multiply(left.data(), rows, right.data(), steps, data.counts.data());
+      }) /
+      (rows * steps);
+}
+
 // Of turning a tile round, as product() does for the algorithms whose name ends in _a.
 void measure_transpose(Data& data, Costs& costs) {
   const Operand operand{data.rows(32), kRows};
@@ -122,6 +138,7 @@ Costs measure(const Kernels& kernel) {
   measure_popcount(kernel, data, costs);
   measure_nibble(kernel, data, costs);
   measure_lookup(kernel, data, costs);
+  measure_matrix(kernel, data, costs);
   costs.transpose = 0.3;
   if (kernel.nibble != nullptr) measure_transpose(data, costs);
   return costs;
@@ -133,9 +150,11 @@ void print(const char* name, const Costs& c) {
       "    .popcount_pair = %.2f,\n    .popcount_block = %.2f,\n"
       "    .nibble_row = %.1f,\n    .nibble_spread = %.1f,\n"
       "    .lookup_row = {%.1f, %.1f},\n    .lookup_table = {%.0f, %.0f},\n"
-      "    .slice = %.0f,\n    .index = %.2f,\n    .transpose = %.2f,\n};\n",
+      "    .slice = %.0f,\n    .index = %.2f,\n    .transpose = %.2f,\n"
+      "    .matrix_row = %.2f,\n    .matrix_spread = %.2f,\n};\n",
       name, c.popcount_pair, c.popcount_block, c.nibble_row, c.nibble_spread, c.lookup_row[0],
-      c.lookup_row[1], c.lookup_table[0], c.lookup_table[1], c.slice, c.index, c.transpose);
+      c.lookup_row[1], c.lookup_table[0], c.lookup_table[1], c.slice, c.index, c.transpose,
+      c.matrix_row, c.matrix_spread);
 }
 
 }  // namespace
@@ -159,6 +178,8 @@ int main() {
       "  double lookup_row[2], lookup_table[2];  // 120 bits: a row with 64 or 128, their table\n"
       "  double slice, index;                    // 120 bits: slicing 64 rows, indexing one\n"
       "  double transpose;                       // one element of the result\n"
+      "  double matrix_row, matrix_spread;       // 64 bits: a row with 64, and making bytes of a "
+      "row\n"
       "};\n\n");
   print("kScalarCosts", measure(scalar_kernels));
   print("kAvx2Costs", isa >= Isa::avx2 ? measure(avx2_kernels) : kAvx2Costs);

@@ -26,7 +26,7 @@ constexpr int64_t type_size(Type type) {
 // Forces a kernel family and, after the underscore, the operand whose rows share a vector;
 // automatic follows the measured costs (cpu/costs.h). All agree bit for bit. One that the
 // instruction set in use lacks becomes popcount.
-enum class Algo : int { automatic, popcount, nibble_a, nibble_b, lookup_a, lookup_b };
+enum class Algo : int { automatic, popcount, nibble_a, nibble_b, lookup_a, lookup_b, matrix };
 enum class Pad : int { zero, one, minus_one };
 
 // Element [b, r, c] is at data + b * batch_stride + r * row_stride + c * column_stride, counted in

@@ -18,8 +18,8 @@ namespace {
 using Ints = std::vector<int32_t>;
 using Floats = std::vector<float>;
 
-const Algo kAlgos[] = {Algo::automatic, Algo::popcount, Algo::nibble_a,
-                       Algo::nibble_b,  Algo::lookup_a, Algo::lookup_b};
+const Algo kAlgos[] = {Algo::automatic, Algo::popcount, Algo::nibble_a, Algo::nibble_b,
+                       Algo::lookup_a,  Algo::lookup_b, Algo::matrix};
 
 // Runs the ranges of a kernel one after another, in an order that no pool would choose.
 Parallel scattered() {

@@ -28,6 +28,7 @@ const Kernels avx2_kernels = {
     .index = index_rows,
     .lookup = {lookup<32>, nullptr},
     .widen = {widen<32>, nullptr},
+    .matrix = nullptr,
     .store = store_tile,
     .int8_columns = kInt8Columns,
     .expand = expand,

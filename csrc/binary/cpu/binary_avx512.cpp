@@ -28,6 +28,7 @@ const Kernels avx512_kernels = {
     .index = index_rows,
     .lookup = {lookup<32>, lookup<64>},
     .widen = {widen<32>, widen<64>},
+    .matrix = nullptr,
     .store = store_tile,
     .int8_columns = kInt8Columns,
     .expand = expand,

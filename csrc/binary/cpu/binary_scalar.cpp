@@ -26,6 +26,7 @@ const Kernels scalar_kernels = {
     .index = nullptr,
     .lookup = {nullptr, nullptr},
     .widen = {nullptr, nullptr},
+    .matrix = nullptr,
     .store = store_tile,
     .int8_columns = kInt8Columns,
     .expand = expand,

@@ -10,11 +10,12 @@ struct Costs {
   double lookup_row[2], lookup_table[2];  // 120 bits: a row with 64 or 128, their table
   double slice, index;                    // 120 bits: slicing 64 rows, indexing one
   double transpose;                       // one element of the result
+  double matrix_row, matrix_spread;       // 64 bits: a row with 64, and making bytes of a row
 };
 
 inline constexpr Costs kScalarCosts = {
-    .popcount_pair = 0.82,
-    .popcount_block = 4.46,
+    .popcount_pair = 1.16,
+    .popcount_block = 3.84,
     .nibble_row = 0.0,
     .nibble_spread = 0.0,
     .lookup_row = {0.0, 0.0},
@@ -22,39 +23,47 @@ inline constexpr Costs kScalarCosts = {
     .slice = 0,
     .index = 0.00,
     .transpose = 0.30,
+    .matrix_row = 0.00,
+    .matrix_spread = 0.00,
 };
 inline constexpr Costs kAvx2Costs = {
-    .popcount_pair = 1.67,
+    .popcount_pair = 0.10,
     .popcount_block = 0.74,
-    .nibble_row = 29.2,
-    .nibble_spread = 164.3,
-    .lookup_row = {8.0, 0.0},
-    .lookup_table = {344, 0},
-    .slice = 222,
-    .index = 2.28,
-    .transpose = 0.44,
+    .nibble_row = 27.8,
+    .nibble_spread = 143.2,
+    .lookup_row = {7.1, 0.0},
+    .lookup_table = {243, 0},
+    .slice = 168,
+    .index = 2.05,
+    .transpose = 0.38,
+    .matrix_row = 0.00,
+    .matrix_spread = 0.00,
 };
 inline constexpr Costs kAvx512Costs = {
-    .popcount_pair = 1.66,
-    .popcount_block = 0.53,
-    .nibble_row = 24.4,
-    .nibble_spread = 15.8,
-    .lookup_row = {8.0, 12.9},
-    .lookup_table = {299, 628},
-    .slice = 208,
-    .index = 2.25,
-    .transpose = 0.38,
+    .popcount_pair = 1.06,
+    .popcount_block = 0.51,
+    .nibble_row = 20.2,
+    .nibble_spread = 137.6,
+    .lookup_row = {7.1, 10.5},
+    .lookup_table = {27, 418},
+    .slice = 74,
+    .index = 1.86,
+    .transpose = 0.33,
+    .matrix_row = 0.00,
+    .matrix_spread = 0.00,
 };
 inline constexpr Costs kVpopcntCosts = {
-    .popcount_pair = 1.70,
-    .popcount_block = 0.17,
-    .nibble_row = 25.9,
-    .nibble_spread = 10.7,
-    .lookup_row = {7.6, 12.7},
-    .lookup_table = {342, 612},
-    .slice = 185,
-    .index = 2.32,
-    .transpose = 0.41,
+    .popcount_pair = 1.61,
+    .popcount_block = 0.09,
+    .nibble_row = 19.0,
+    .nibble_spread = 142.9,
+    .lookup_row = {7.1, 11.2},
+    .lookup_table = {98, 354},
+    .slice = 199,
+    .index = 1.86,
+    .transpose = 0.35,
+    .matrix_row = 1.74,
+    .matrix_spread = 1.10,
 };
 
 }  // namespace nnkernels::binary

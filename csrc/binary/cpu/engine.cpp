@@ -1,5 +1,6 @@
 #include "binary/cpu/engine.h"
 
+#include "binary/cpu/amx.h"
 #include "binary/cpu/costs.h"
 #include "common/isa.h"
 
@@ -24,6 +25,7 @@ const Kernels& best_avx512_kernels() {
       best.popcount = vpopcnt_popcount;
       best.costs = &kVpopcntCosts;
     }
+    best.matrix = amx_kernels();
     return best;
   }();
   return kernels;

@@ -103,7 +103,8 @@ struct Tile {
   int64_t stride = 0;
 };
 
-struct Costs;  // costs.h
+struct Costs;          // costs.h
+struct MatrixKernels;  // amx.h
 
 // One instruction set's kernels. All agree bit for bit. A nullptr is a kernel it lacks.
 struct Kernels {
@@ -138,6 +139,8 @@ struct Kernels {
   using Widen = void (*)(const uint16_t* sums, int64_t rows, bool add, int32_t* counts,
                          int64_t stride);
   Widen widen[2];
+
+  const MatrixKernels* matrix;
 
   void (*store)(const Store& store, const Tile& tile);
 

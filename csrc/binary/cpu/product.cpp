@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <limits>
 
+#include "binary/cpu/amx.h"
 #include "binary/cpu/costs.h"
 #include "binary/cpu/engine.h"
 
@@ -110,8 +112,54 @@ void lookup_product(const Job& job) {
   });
 }
 
+// Bytes of spread bits that a block of rows, and that a slab of columns, may take.
+constexpr int64_t kSpreadRows = 1 << 19, kSpreadColumns = 1 << 21;
+
+// The product on a matrix unit: a slab of columns is spread once for all rows.
+void matrix_product(const Job& job) {
+  const MatrixKernels& kernel = *kernels().matrix;
+  const int64_t steps = job.a.rows.bytes / 8, panel_bytes = kPanel * steps * 64;
+  const int64_t slab = std::max<int64_t>(1, kSpreadColumns / panel_bytes);  // panels
+  const int64_t share = ceil_div(job.a.count, job.parallel.threads);
+  int64_t block = std::clamp<int64_t>(kSpreadRows / (steps * 64), kMatrixRows, 512);
+  block = ceil_div(std::min(block, share), kMatrixRows) * kMatrixRows;
+  const int64_t panels = ceil_div(job.b.count, kPanel);
+  // Kept from call to call: fresh memory costs more to touch than to fill.
+  thread_local Buffer<int8_t> caller_spread;
+  int8_t* spread = caller_spread.reserve(std::min(slab, panels) * panel_bytes);
+  for (int64_t first = 0; first < panels; first += slab) {
+    const int64_t count = std::min(slab, panels - first);
+    constexpr int64_t groups = kPanel / 16;
+    parallel_for(job.parallel, count * groups, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = first * kPanel + i * 16;
+        const int64_t real = std::clamp<int64_t>(job.b.count - n, 0, 16);
+        kernel.spread_columns(job.b.rows.from(real > 0 ? n : 0), real, spread + i * steps * 1024);
+      }
+    });
+    parallel_for(job.parallel, ceil_div(job.a.count, block), 1, [&](int64_t begin, int64_t end) {
+      thread_local Buffer<int8_t> rows;
+      thread_local Buffer<int32_t> counts;
+      rows.reserve(block * steps * 64);
+      counts.reserve(block * kPanel);
+      for (int64_t m0 = begin * block; m0 < std::min(end * block, job.a.count); m0 += block) {
+        const int64_t real = std::min(block, job.a.count - m0);
+        kernel.spread_rows(job.a.rows.from(m0), real, rows.data());
+        for (int64_t panel = 0; panel < count; ++panel) {
+          kernel.multiply(rows.data(), ceil_div(real, kMatrixRows) * kMatrixRows,
+                          spread + panel * panel_bytes, steps, counts.data());
+          const int64_t n0 = (first + panel) * kPanel;
+          job.sink(job.context,
+                   {m0, real, n0, std::min(kPanel, job.b.count - n0), counts.data(), kPanel});
+        }
+      }
+    });
+  }
+}
+
 void run(const Job& job, Algo algo) {
   const Kernels& kernel = kernels();
+  if (algo == Algo::matrix && kernel.matrix != nullptr) return matrix_product(job);
   if (algo == Algo::lookup_b && kernel.lookup[0] != nullptr) return lookup_product(job);
   if (algo == Algo::nibble_b && kernel.nibble != nullptr) return tiled_product(job, kernel.nibble);
   tiled_product(job, kernel.popcount);
@@ -151,6 +199,13 @@ double lookup_cost(const Costs& cost, int64_t m, int64_t n, int64_t bits, bool s
   return static_cast<double>(chunk_count(bits)) * sum;
 }
 
+double matrix_cost(const Costs& cost, int64_t m, int64_t n, int64_t bits) {
+  const double rows = static_cast<double>(ceil_div(m, kMatrixRows) * kMatrixRows);
+  const double columns = static_cast<double>(ceil_div(n, kPanel) * kPanel);
+  return static_cast<double>(ceil_div(bits, 64)) *
+         (rows * columns / kPanel * cost.matrix_row + (rows + columns) * cost.matrix_spread);
+}
+
 struct Choice {
   Algo algo;
   double cost;
@@ -161,6 +216,7 @@ Algo choose(const Operand& a, const Operand& b, int64_t bits) {
   const Costs& cost = *kernels().costs;
   const auto m = static_cast<double>(a.count), n = static_cast<double>(b.count);
   const double turn = m * n * cost.transpose;
+  constexpr double never = std::numeric_limits<double>::infinity();
   const Choice choices[] = {
       {Algo::popcount,
        m * n *
@@ -169,6 +225,8 @@ Algo choose(const Operand& a, const Operand& b, int64_t bits) {
       {Algo::nibble_a, nibble_cost(cost, n, m, bits) + turn},
       {Algo::lookup_b, lookup_cost(cost, a.count, b.count, bits, b.slices != nullptr)},
       {Algo::lookup_a, lookup_cost(cost, b.count, a.count, bits, false) + turn},
+      {Algo::matrix,
+       kernels().matrix != nullptr ? matrix_cost(cost, a.count, b.count, bits) : never},
   };
   return std::min_element(std::begin(choices), std::end(choices),
                           [](const Choice& x, const Choice& y) { return x.cost < y.cost; })
