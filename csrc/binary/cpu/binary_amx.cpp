@@ -7,8 +7,10 @@
 
 #include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 namespace nnkernels::binary {
 namespace {
@@ -104,13 +106,17 @@ void multiply(const int8_t* rows, int64_t n, const int8_t* columns, int64_t step
 }
 
 bool detect() {
+#if defined(__linux__)
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
   if ((d & tile) == 0 || (d & int8) == 0) return false;
-  // Linux grants the tile registers to a process that asks for them.
+  // A process has to ask for the tile registers.
   constexpr int request_permission = 0x1023, tile_data = 18;
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
 }
 
 constexpr MatrixKernels kKernels = {spread_rows, spread_columns, multiply};
