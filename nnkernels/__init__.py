@@ -1,6 +1,7 @@
 """Exact, fast, differentiable PyTorch kernels for arithmetic that stock PyTorch only composes.
 
 nnkernels.lmul    L-Mul: multiplication by one integer addition
+nnkernels.binary  XNOR products of packed +-1, and BiPer training
 nnkernels.nn      the modules of every core
 """
 
@@ -8,7 +9,7 @@ from nnkernels._library import build_info, load
 
 load()
 
-from nnkernels import lmul, nn  # noqa: E402
+from nnkernels import binary, lmul, nn  # noqa: E402
 from nnkernels._library import version as __version__  # noqa: E402
 
-__all__ = ["__version__", "build_info", "lmul", "nn"]
+__all__ = ["__version__", "binary", "build_info", "lmul", "nn"]

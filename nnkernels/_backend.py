@@ -45,6 +45,20 @@ def install(operator, *, reference, reference_grad=None, cuda=False, triton=None
             _override(name, _triton_forward(triton), "CUDA")
 
 
+def install_plain(operator, reference=None):
+    """Registers what is not compiled for an operator without a GPU kernel or halves.
+
+    reference  computes it from its arguments; without one NNKERNELS_BACKEND=reference runs the
+               compiled kernel
+    """
+    forced = forced_backend()
+    if forced == "reference" and reference is not None:
+        for device in ("CPU", "CUDA"):
+            _override(operator, reference, device)
+    elif torch.version.cuda is not None:
+        _override(operator, _refusal(operator, forced), "CUDA")
+
+
 def _override(name, kernel, device):
     with warnings.catch_warnings():
         # Replacing the compiled kernel is the purpose.

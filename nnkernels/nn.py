@@ -1,5 +1,16 @@
 """The modules of every core."""
 
+from nnkernels.binary.module import BinaryConv2d, BinaryLinear, BiPerConv2d, BiPerLinear
+from nnkernels.binary.packed import PackedConv2d, PackedLinear
 from nnkernels.lmul.module import LMulAttention, LMulLinear
 
-__all__ = ["LMulAttention", "LMulLinear"]
+__all__ = [
+    "BiPerConv2d",
+    "BiPerLinear",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "LMulAttention",
+    "LMulLinear",
+    "PackedConv2d",
+    "PackedLinear",
+]
