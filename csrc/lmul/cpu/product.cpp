@@ -43,8 +43,7 @@ class Run {
       const PackedMatrix packed = packed_matrix(p_.b_packed);
       return multiply({0, p_.batch, 0, p_.N}, &packed);
     }
-    const int64_t columns =
-        std::clamp<int64_t>(kPackedWords / p_.K / kGroup * kGroup, kGroup, p_.N);
+    const int64_t columns = std::min(std::max(kPackedWords / p_.K / kGroup * kGroup, kGroup), p_.N);
     const int64_t words = PackedMatrix::word_count(p_.K, columns);
     const int64_t batches = shared_b_ ? p_.batch : std::max<int64_t>(1, kPackedWords / words);
     for (int64_t first = 0; first < p_.N; first += columns) {
