@@ -23,16 +23,17 @@ struct Choice {
   float flush = 0.0f;
 };
 
-// Soft zeros of an operand get this biased exponent, if the other operand's lowest is `other_low`:
-// the smallest that keeps its products from underflow.
-NNK_VEC int soft_exponent(int other_low) { return 2 - (other_low - 127); }
+// The biased exponents of soft zeros in rows and in columns, for operands with these ranges.
+struct SoftExponents {
+  int rows, columns;
+};
+SoftExponents soft_exponents(const Plan& plan, const Range& rows, const Range& columns);
 
 // The word of a soft zero. Its exponent may be out of range; only its sum with a word of the other
 // operand need be a word.
 NNK_VEC uint32_t soft_word(int exponent) { return static_cast<uint32_t>(exponent) << 23; }
 
-// For a tile of rows and columns with these ranges, and these exponents of soft zeros.
-Choice choose(const Plan& plan, const Range& rows, const Range& columns, int soft_rows,
-              int soft_columns);
+// For a tile of rows and columns with these ranges.
+Choice choose(const Plan& plan, const Range& rows, const Range& columns, const SoftExponents& soft);
 
 }  // namespace nnkernels::lmul

@@ -128,10 +128,9 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
   Range all_rows, all_columns;
   for (int64_t panel = 0; panel < panels; ++panel) all_rows.add(block.ranges[panel]);
   for (int64_t group = 0; group < columns.groups(); ++group) all_columns.add(columns.ranges[group]);
-  const int soft_rows = soft_exponent(all_columns.low);
-  const int soft_columns = soft_exponent(all_rows.low);
-  if (soft_rows != block.soft_exponent) {
-    block.soft_exponent = soft_rows;
+  const SoftExponents soft = soft_exponents(plan, all_rows, all_columns);
+  if (soft.rows != block.soft_exponent) {
+    block.soft_exponent = soft.rows;
     for (int64_t panel = 0; panel < panels; ++panel) block.made[panel] &= ~(1u << kSoft);
   }
 
@@ -140,7 +139,7 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
   for (int64_t column = 0; column < columns.count; column += kTileColumns) {
     const int64_t left = columns.count - column;
     const int64_t count = left < kTileColumns ? left : kTileColumns;
-    column_panel.set(columns.slice(column, count), soft_columns, word_offset(plan.offset));
+    column_panel.set(columns.slice(column, count), soft.columns, word_offset(plan.offset));
     // Each row panel brings its share of the next column panel, which is too short to be prefetched
     // by the hardware in time.
     const uint32_t* next =
@@ -153,8 +152,7 @@ void multiply(const Plan& plan, RowBlock& block, const Columns& columns, float* 
         for (int64_t i = 0; i < count; i += 16)
           __builtin_prefetch(c + r * c_stride + column + i, 1);
       }
-      const Choice choice =
-          choose(plan, block.ranges[panel], column_panel.range, soft_rows, soft_columns);
+      const Choice choice = choose(plan, block.ranges[panel], column_panel.range, soft);
       run_tile(plan, choice, block, panel, column_panel, next + panel * columns.kc * ahead_step,
                ahead_step, sums);
       add_tile(sums, rows, count, choice.flush, c + row * c_stride + column, c_stride, first);
