@@ -1,5 +1,7 @@
 // Binary convolution, pooling and gradients against plain loops over +-1, for every instruction
 // set.
+#include <cstdlib>
+
 #include "testing/binary_reference.h"
 #include "testing/check.h"
 
@@ -129,6 +131,35 @@ TEST(conv2d) {
       }
     });
   }
+}
+
+// Large outputs on whole cache lines are written past the caches; elsewhere they are not.
+TEST(large_outputs) {
+  ConvShape s{2, 40, 40, 48, 72, 3, 3};
+  s.padding[0] = s.padding[1] = 1;
+  const Ints x = bits_of(random_signs(s.batch * s.H * s.W, s.C, 1));
+  const Ints w = bits_of(random_signs(s.O * s.KH * s.KW, s.C, 2));
+  const Floats scale = random_floats(s.O, 3);
+  const int64_t count = pixel_count(s) * s.O;
+  for_each_isa([&] {
+    for (const Type type : {Type::int32, Type::float32, Type::bfloat16}) {
+      for (const bool nchw : {false, true}) {
+        const int64_t bytes = count * type_size(type);
+        char* lines = static_cast<char*>(std::aligned_alloc(64, bytes + 64));
+        const auto run = [&](char* out) {
+          Conv2dArgs args{s, x.data(), w.data(), nullptr, {}, nchw};
+          args.epilogue.type = type;
+          args.epilogue.column_scale = scale.data();
+          args.epilogue.out = out;
+          conv2d(args, scattered());
+          return std::vector<char>(out, out + bytes);
+        };
+        const std::vector<char> aligned = run(lines);
+        CHECK(same(aligned, run(lines + 4)));
+        std::free(lines);
+      }
+    }
+  });
 }
 
 TEST(maxpool2d) {

@@ -9,7 +9,7 @@
 namespace nnkernels::binary {
 namespace {
 
-constexpr int64_t kBlockPixels = 8192;
+constexpr int64_t kBlockPixels = 2048;
 
 // Words of 32 channels that a tap has, without the padding of the bits tensors.
 int64_t tap_words(const ConvShape& s) { return ceil_div(s.C / s.groups, 32); }
@@ -249,7 +249,9 @@ void conv2d(const Conv2dArgs& args, const Parallel& parallel) {
   const bool plain = is_plain(s), sign_groups = args.epilogue.dir != nullptr && s.groups > 1;
   const int64_t block = std::min(kBlockPixels, pixels);
   const int64_t bytes = plain ? s.group_words() * 4 : gathered_bytes(s);
-  Buffer<uint8_t> rows(plain ? 0 : block * bytes);
+  // Kept from call to call: fresh memory costs more to touch than to fill.
+  thread_local Buffer<uint8_t> gathered;
+  uint8_t* rows = gathered.reserve(plain ? 0 : block * bytes);
   Buffer<int32_t> dots(sign_groups ? block * s.O : 0);
   std::vector<const int32_t*> corr_rows(corrections ? block : 0);
   const Gather gather = choose_gather(tap_words(s));
@@ -263,9 +265,9 @@ void conv2d(const Conv2dArgs& args, const Parallel& parallel) {
         a.rows.data = reinterpret_cast<const uint8_t*>(args.x) + first * a.rows.pitch + g * bytes;
       } else {
         parallel_for(parallel, count, 256, [&](int64_t begin, int64_t end) {
-          gather(s, args.x, ys, xs, g, first + begin, first + end, rows.data() + begin * bytes);
+          gather(s, args.x, ys, xs, g, first + begin, first + end, rows + begin * bytes);
         });
-        a.rows.data = rows.data();
+        a.rows.data = rows;
       }
       Store store = group_store(args, g, first);
       if (sign_groups) {

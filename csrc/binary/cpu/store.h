@@ -109,47 +109,74 @@ void store_row(const Row& row, void* out) {
   }
 }
 
-void store_values(const Store& store, const Tile& tile) {
-  // Rows collected before they are scattered.
-  constexpr int64_t block = 16;
-  const int64_t size = type_size(store.epilogue.type);
-  const auto address = [&](int64_t m) {
-    return static_cast<char*>(store.epilogue.out) +
-           (m / store.plane * store.plane_stride + m % store.plane * store.row_stride +
-            tile.n0 * store.column_stride) *
-               size;
-  };
-  alignas(64) char rows[block * kTileColumns * 4];
-  if (store.column_stride == 1) {
-    const int64_t bytes = tile.columns * size;
-    const bool streamed = store.M * store.N * size >= kStreamBytes && bytes % 64 == 0 &&
-                          store.row_stride * size % 64 == 0 &&
-                          reinterpret_cast<uintptr_t>(address(store.first_row)) % 64 == 0;
-    for (int64_t i = 0; i < tile.rows; ++i) {
-      const Row row = row_of(store, tile, i);
-      store_row(row, streamed ? rows : address(row.m));
-      if (streamed) Vec::stream(rows, bytes, address(row.m));
+bool is_large(const Store& store) {
+  return store.M * store.N * type_size(store.epilogue.type) >= kStreamBytes;
+}
+
+bool in_lines(const void* p, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % 64 == 0 && bytes % 64 == 0;
+}
+
+// Output row m, from column n0 on.
+char* row_address(const Store& store, int64_t m, int64_t n0) {
+  const int64_t at = m / store.plane * store.plane_stride + m % store.plane * store.row_stride +
+                     n0 * store.column_stride;
+  return static_cast<char*>(store.epilogue.out) + at * type_size(store.epilogue.type);
+}
+
+void store_rows(const Store& store, const Tile& tile) {
+  alignas(64) char values[kTileColumns * 4];
+  const int64_t bytes = tile.columns * type_size(store.epilogue.type);
+  const bool large = is_large(store);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const Row row = row_of(store, tile, i);
+    char* out = row_address(store, row.m, row.n0);
+    if (large && in_lines(out, bytes)) {
+      store_row(row, values);
+      Vec::stream(values, bytes, out);
+    } else {
+      store_row(row, out);
     }
-    return;
   }
+}
+
+// For outputs whose columns are planes: a cache line's worth of rows at a time.
+template <class T>
+void store_planes(const Store& store, const Tile& tile) {
+  constexpr int64_t block = 64 / sizeof(T);
+  alignas(64) T values[block * kTileColumns], turned[kTileColumns * block];
+  const bool large = is_large(store);
   for (int64_t i = 0; i < tile.rows;) {
     const int64_t m = store.first_row + tile.m0 + i;
-    // A block stays within a plane.
+    // A block stays within an image.
     int64_t count = store.plane - m % store.plane;
     if (count > block) count = block;
     if (count > tile.rows - i) count = tile.rows - i;
     for (int64_t r = 0; r < count; ++r) {
-      store_row(row_of(store, tile, i + r), rows + r * tile.columns * size);
+      store_row(row_of(store, tile, i + r), values + r * tile.columns);
     }
-    if (size == 4) {
-      Vec::transpose_to(reinterpret_cast<const uint32_t*>(rows), count, tile.columns, tile.columns,
-                        reinterpret_cast<uint32_t*>(address(m)), store.column_stride);
+    auto* out = reinterpret_cast<T*>(row_address(store, m, tile.n0));
+    if (large && count == block && in_lines(out, store.column_stride * sizeof(T))) {
+      Vec::transpose_to(values, count, tile.columns, tile.columns, turned, block);
+      for (int64_t j = 0; j < tile.columns; ++j) {
+        Vec::stream(turned + j * block, 64, out + j * store.column_stride);
+      }
     } else {
-      Vec::transpose_to(reinterpret_cast<const uint16_t*>(rows), count, tile.columns, tile.columns,
-                        reinterpret_cast<uint16_t*>(address(m)), store.column_stride);
+      Vec::transpose_to(values, count, tile.columns, tile.columns, out, store.column_stride);
     }
     i += count;
   }
+}
+
+void store_values(const Store& store, const Tile& tile) {
+  if (store.column_stride == 1) {
+    store_rows(store, tile);
+  } else if (type_size(store.epilogue.type) == 4) {
+    store_planes<uint32_t>(store, tile);
+  } else {
+    store_planes<uint16_t>(store, tile);
+  }
+  if (is_large(store)) Vec::finish_streams();
 }
 
 void store_bits(const Store& store, const Tile& tile) {

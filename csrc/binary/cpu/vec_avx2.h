@@ -106,6 +106,8 @@ struct Vec {
 
   static int64_t ones(uint64_t x) { return __builtin_popcountll(x); }
 
+  // Streamed writes are seen by other threads before what follows.
+  static void finish_streams() { _mm_sfence(); }
   // Both aligned to 64 bytes, which divide the size.
   static void stream(const void* from, int64_t bytes, void* to) {
     for (int64_t i = 0; i < bytes / 32; ++i) {

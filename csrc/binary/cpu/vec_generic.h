@@ -73,6 +73,7 @@ struct Vec {
   static constexpr int count_rows = 1, count_columns = 1;
   static int64_t ones(uint64_t x) { return count_ones(x); }
 
+  static void finish_streams() {}
   static void stream(const void* from, int64_t bytes, void* to) {
     memcpy(to, from, static_cast<size_t>(bytes));
   }
