@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,18 @@ def check_gradient(function, *inputs, step=2.0**-8, tolerance=1e-3):
 
 
 # ---- processes ----
+
+
+def run_python(code, **environment):
+    """Runs code in a new interpreter, in an empty folder: there the installed package is found."""
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=os.environ | environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
 
 
 def run_ranks(script, count=2, timeout=120):

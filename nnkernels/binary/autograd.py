@@ -38,7 +38,9 @@ def _through_wave(g: Tensor, w: Tensor, omega: Tensor, need_omega: bool):
     """The gradients of sin(omega w) with respect to w and omega, in float32."""
     w, omega = w.float(), omega.float()
     g = g * torch.cos(omega * w)
-    return g * omega, (g * w).sum().reshape(omega.shape) if need_omega else None
+    # The terms of the sum cancel: float64 keeps what is left of them.
+    total = (g.double() * w.double()).sum().float().reshape(omega.shape) if need_omega else None
+    return g * omega, total
 
 
 class _Refuse(torch.autograd.Function):

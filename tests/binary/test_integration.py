@@ -3,8 +3,6 @@ That the numbers are right is for the other files."""
 
 import copy
 import doctest
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -280,19 +278,13 @@ for layer, value in (
 """
 
 
-def test_the_reference_backend_runs_every_operator_by_its_reference(tmp_path):
+def test_the_reference_backend_runs_every_operator_by_its_reference():
     outputs = []
     for backend in ("reference", ""):
         code = "import torch; torch.manual_seed(0)" + REFERENCE_BACKEND
         if not backend:
             code = code.replace('== "reference"', '== "auto"')
-        run = subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            env=os.environ | {"NNKERNELS_BACKEND": backend},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        run = house.run_python(code, NNKERNELS_BACKEND=backend)
         assert run.returncode == 0, run.stderr
         outputs.append([float(value) for value in run.stdout.split()])
     assert outputs[0] == pytest.approx(outputs[1], rel=1e-4, abs=1e-4)

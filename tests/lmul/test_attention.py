@@ -1,8 +1,6 @@
 """Fused attention and its gradients against the float64 reference."""
 
-import subprocess
 import sys
-import textwrap
 
 import house
 import pytest
@@ -384,7 +382,6 @@ def test_memory():
         both(6144)
         print(peak() - before)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
-    )
+    done = house.run_python(script)
+    assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 24

@@ -1,9 +1,6 @@
 """The Triton kernels of lmul against the reference: on a GPU, or under Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
+import house
 import pytest
 import torch
 from lmul_cases import (
@@ -121,23 +118,13 @@ for formats in (("bfloat16",) * 3, ("float8_e4m3fn", "float8_e5m2", "float32"), 
 """
 
 
-def run_python(code: str, **environment: str):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_kernels_compile_for_sm_80_and_sm_90(tmp_path):
     """Needs no GPU. A process of its own, since kernels defined for the interpreter cannot."""
-    run = run_python(COMPILE, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
+    run = house.run_python(COMPILE, TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0")
     assert run.returncode == 0, run.stderr[-2000:]
 
 
 def test_kernels_are_imported_only_on_demand():
     code = "import sys, nnkernels; assert 'nnkernels.triton_kernels.lmul' not in sys.modules"
-    run = run_python(code)
+    run = house.run_python(code)
     assert run.returncode == 0, run.stderr[-2000:]
