@@ -5,43 +5,16 @@
 #include <cmath>
 #include <functional>
 #include <random>
-#include <thread>
 
-#include "common/isa.h"
 #include "lmul/cpu/attention.h"
 #include "testing/check.h"
+#include "testing/machine.h"
 
 namespace nnkernels::lmul {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-Parallel threads(int count) {
-  static int asked;
-  asked = count;
-  Parallel parallel;
-  parallel.threads = count;
-  parallel.run = [](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
-    const int64_t parts = std::min<int64_t>(asked, (end - begin + grain - 1) / grain);
-    const int64_t size = (end - begin + parts - 1) / parts;
-    std::vector<std::thread> pool;
-    for (int64_t from = begin; from < end; from += size) {
-      pool.emplace_back([=] { body(context, from, std::min(from + size, end)); });
-    }
-    for (std::thread& thread : pool) thread.join();
-  };
-  return parallel;
-}
-
-void each_isa(const std::function<void(const std::string&)>& f) {
-  const Isa before = active_isa();
-  for (const std::string& name : isa_names()) {
-    set_isa(name);
-    f(name);
-  }
-  set_isa(isa_name(before));
-}
 
 // A contiguous [d0, d1, d2, d3] tensor in exactly as much heap memory as it needs, so that a
 // sanitizer sees reads beyond it.
