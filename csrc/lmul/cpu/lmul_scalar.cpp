@@ -3,26 +3,11 @@
 //
 #include "lmul/cpu/vec_generic.h"
 //
-#include "lmul/cpu/attention_kernels.h"
-#include "lmul/cpu/elementwise.h"
-#include "lmul/cpu/multiply.h"
-#include "lmul/cpu/pack.h"
-#include "lmul/cpu/slopes.h"
+#include "lmul/cpu/table.h"
 
 namespace nnkernels::lmul {
 
 extern const Kernels scalar_kernels;
-const Kernels scalar_kernels = {
-    .tile_rows = Vec::tile_rows,
-    .tile_columns = kTileColumns,
-    .pack_columns = pack_columns,
-    .pack_rows = pack_rows,
-    .multiply = multiply,
-    .multiply_slopes = multiply_slopes,
-    .store = store,
-    .mul_line = mul_line,
-    .mul_grad_line = mul_grad_line,
-    .attention = &kAttentionKernels,
-};
+const Kernels scalar_kernels = kKernels;
 
 }  // namespace nnkernels::lmul

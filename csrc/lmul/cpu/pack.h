@@ -2,6 +2,8 @@
 // read.
 #pragma once
 
+#include <initializer_list>
+
 #include "lmul/cpu/engine.h"
 
 namespace nnkernels::lmul {
