@@ -83,6 +83,15 @@ def refuse_tangents(op: str, *inputs: Tensor | None):
         )
 
 
+def refuse_functorch(op: str):
+    """The autograd of operators has no torch.func form; torch's own text for that is obscure."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{op}: the transforms of torch.func cannot differentiate it; use "
+            "torch.autograd.grad or backward"
+        )
+
+
 def needs_grad(op: str, grad: str | None, *inputs: Tensor | None) -> bool:
     """Whether autograd must record the call; it cannot where `grad` names no derivative."""
     refuse_tangents(op, *inputs)

@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from nnkernels._checks import needs_grad, refuse_tangents
+from nnkernels._checks import needs_grad, refuse_functorch, refuse_tangents
 
 _library = torch.library.Library("nnkernels", "FRAGMENT")
 
@@ -78,11 +78,7 @@ def register_autograd(name, *, inputs, saved, choices, constants=()):
                 raise RuntimeError(f"{name}: {key} gets no gradient; detach it")
         if not needs_grad(name, grad, *tensors):
             return forward(*tensors, **keywords)
-        if torch._C._are_functorch_transforms_active():
-            raise NotImplementedError(
-                f"{name}: the transforms of torch.func cannot differentiate it; use "
-                "torch.autograd.grad or backward"
-            )
+        refuse_functorch(name)
         return Function.apply(grad, keywords, *tensors)
 
     def refuse(ctx, *gradients):

@@ -68,11 +68,7 @@ def _recorded(name: str, *values: Tensor | None) -> bool:
     """Whether autograd must record a call of operator `name`."""
     if not _checks.needs_grad(name, "ste", *values):
         return False
-    if torch._C._are_functorch_transforms_active():
-        raise NotImplementedError(
-            f"{name}: the transforms of torch.func cannot differentiate it; use "
-            "torch.autograd.grad or backward"
-        )
+    _checks.refuse_functorch(name)
     return True
 
 
