@@ -5,6 +5,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
 
 #include <charconv>
 #include <exception>
@@ -154,6 +158,26 @@ Enum choose(const char* op, const char* argument, const Text& text,
 
 // ---- outputs ----
 
+// Results this large come as fresh pages from the operating system at every call (glibc keeps
+// smaller ones). Touching them for the first time, 4 KiB at a time, takes longer than a fast kernel
+// does to fill them, so large pages are asked for.
+constexpr int64_t kFreshBytes = 32 << 20;
+
+inline void advise_large_pages(const Tensor& tensor) {
+#if defined(MADV_HUGEPAGE)
+  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  if (bytes < kFreshBytes || tensor.is_cuda()) return;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (start + page - 1) / page * page;
+  const uintptr_t end = (start + static_cast<uintptr_t>(bytes)) / page * page;
+  // Advice: where the system has no large pages, nothing changes.
+  (void)madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)tensor;
+#endif
+}
+
 inline Tensor empty(const char* op, const Tensor& like, const std::vector<int64_t>& sizes,
                     ScalarType type) {
   auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
@@ -164,7 +188,9 @@ inline Tensor empty(const char* op, const Tensor& like, const std::vector<int64_
                                 nullptr, nullptr, 0, nullptr, &handle);
   NNK_CHECK(error == TORCH_SUCCESS, op, ": cannot allocate ", shape(sizes), " of ",
             torch::headeronly::toString(type), " for the result");
-  return Tensor(handle);
+  Tensor result(handle);
+  advise_large_pages(result);
+  return result;
 }
 
 // A contiguous result. Kernels write float32, bfloat16 and float16; float8 is written as float32
