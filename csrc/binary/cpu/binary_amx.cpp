@@ -7,6 +7,8 @@
 
 #include <cpuid.h>
 #include <immintrin.h>
+
+#include <algorithm>
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,6 +19,8 @@ namespace {
 
 constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes
 constexpr int64_t kTile = 16;
+// Steps of the sum taken at once: two tiles of columns fill 32 kB, and stay in L1.
+constexpr int64_t kSteps = 8;
 
 // 1 - 2 * bit 1 of every byte.
 __m512i to_signs(__m512i x) {
@@ -62,6 +66,16 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+// dot = bits - 2 * mismatches, for 32 rows and columns
+void to_mismatches(int32_t* dots, __m512i bits) {
+  for (int64_t row = 0; row < 2 * kTile; ++row, dots += kPanel) {
+    for (int half = 0; half < 2; ++half) {
+      const __m512i dot = _mm512_loadu_si512(dots + half * kTile);
+      _mm512_storeu_si512(dots + half * kTile, _mm512_srli_epi32(_mm512_sub_epi32(bits, dot), 1));
+    }
+  }
+}
+
 void multiply(const int8_t* rows, int64_t n, const int8_t* columns, int64_t steps,
               int32_t* counts) {
   TileConfig config;
@@ -70,39 +84,45 @@ void multiply(const int8_t* rows, int64_t n, const int8_t* columns, int64_t step
     config.rows[i] = kTile;
   }
   _tile_loadconfig(&config);
+  const __m512i bits = _mm512_set1_epi32(static_cast<int>(steps * 64));
   const int64_t group = steps * kTileBytes;
   for (int64_t column = 0; column < kPanel; column += 2 * kTile) {
     const int8_t* right = columns + column / kTile * group;
-    for (int64_t row = 0; row < n; row += 2 * kTile) {
-      const int8_t* left = rows + row / kTile * group;
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (int64_t step = 0; step < steps; ++step) {
-        _tile_loadd(4, left + step * kTileBytes, 64);
-        _tile_loadd(5, left + group + step * kTileBytes, 64);
-        _tile_loadd(6, right + step * kTileBytes, 64);
-        _tile_loadd(7, right + group + step * kTileBytes, 64);
-        _tile_dpbssd(0, 4, 6);
-        _tile_dpbssd(1, 4, 7);
-        _tile_dpbssd(2, 5, 6);
-        _tile_dpbssd(3, 5, 7);
+    for (int64_t first = 0; first < steps; first += kSteps) {
+      const int64_t end = std::min(steps, first + kSteps);
+      for (int64_t row = 0; row < n; row += 2 * kTile) {
+        const int8_t* left = rows + row / kTile * group;
+        int32_t* out = counts + row * kPanel + column;
+        if (first == 0) {
+          _tile_zero(0);
+          _tile_zero(1);
+          _tile_zero(2);
+          _tile_zero(3);
+        } else {
+          _tile_loadd(0, out, kPanel * 4);
+          _tile_loadd(1, out + kTile, kPanel * 4);
+          _tile_loadd(2, out + kTile * kPanel, kPanel * 4);
+          _tile_loadd(3, out + kTile * kPanel + kTile, kPanel * 4);
+        }
+        for (int64_t step = first; step < end; ++step) {
+          _tile_loadd(4, left + step * kTileBytes, 64);
+          _tile_loadd(5, left + group + step * kTileBytes, 64);
+          _tile_loadd(6, right + step * kTileBytes, 64);
+          _tile_loadd(7, right + group + step * kTileBytes, 64);
+          _tile_dpbssd(0, 4, 6);
+          _tile_dpbssd(1, 4, 7);
+          _tile_dpbssd(2, 5, 6);
+          _tile_dpbssd(3, 5, 7);
+        }
+        _tile_stored(0, out, kPanel * 4);
+        _tile_stored(1, out + kTile, kPanel * 4);
+        _tile_stored(2, out + kTile * kPanel, kPanel * 4);
+        _tile_stored(3, out + kTile * kPanel + kTile, kPanel * 4);
+        if (end == steps) to_mismatches(out, bits);
       }
-      int32_t* out = counts + row * kPanel + column;
-      _tile_stored(0, out, kPanel * 4);
-      _tile_stored(1, out + kTile, kPanel * 4);
-      _tile_stored(2, out + kTile * kPanel, kPanel * 4);
-      _tile_stored(3, out + kTile * kPanel + kTile, kPanel * 4);
     }
   }
   _tile_release();
-  // dot = bits - 2 * mismatches
-  const __m512i bits = _mm512_set1_epi32(static_cast<int>(steps * 64));
-  for (int64_t i = 0; i < n * kPanel; i += 16) {
-    const __m512i dots = _mm512_loadu_si512(counts + i);
-    _mm512_storeu_si512(counts + i, _mm512_srli_epi32(_mm512_sub_epi32(bits, dots), 1));
-  }
 }
 
 bool detect() {
