@@ -88,6 +88,16 @@ def calibrate(call: Call, slice_s: float, clock: Clock) -> int:
     return min(repeats, MAX_REPEATS)
 
 
+def settle_allocator() -> None:
+    """Bring glibc's malloc to where it is in a process that has run for a while.
+
+    Until the first block of tens of megabytes is freed it hands every block above 128 kB back to
+    the system, and the next call pays for touching fresh pages, several milliseconds in some runs
+    and none in others.
+    """
+    bytearray(31 << 20)
+
+
 def interleave(
     calls: dict[str, Call],
     rounds: int = 9,
@@ -101,6 +111,7 @@ def interleave(
     """
     if rounds < MIN_ROUNDS:
         raise ValueError(f"interleave: {rounds} rounds, expected at least {MIN_ROUNDS}")
+    settle_allocator()
     names = list(calls)
     repeats = {name: calibrate(calls[name], slice_s, clock) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
