@@ -3,12 +3,13 @@
 A1 matmul, prepacked           A2 linear from float32        A3 few rows
 A4 ragged K                    A5 two threads                A6 packing
 A7 conv2d with packing         A8 bytes kept for backward    A9 ternary by int8
-peers  torch bf16, int8 and bitwise code, faiss, SimSIMD     isa   every instruction set
+peers  torch bf16, int8 and bitwise code, faiss, SimSIMD, NumKong   isa   every instruction set
 size, rows, columns, length    growth of the time of a product
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -19,13 +20,11 @@ from binary_cases import (
     Convolution,
     Operands,
     compare_product,
-    faiss_search,
     normals,
     product_work,
-    simsimd_distances,
     some,
-    torch_bitwise,
 )
+from binary_peers import installed_peers, torch_bitwise
 from common import Bench, Run, Unavailable, check_close
 from rows import Row, Work
 from timing import interleave
@@ -36,6 +35,8 @@ from nnkernels.binary import reference
 bench = Bench("binary", __doc__, probes={"lookup": LOOKUP})
 
 SIZES = (1024, 2048, 4096)
+# The dimensions that --full grows one at a time.
+GROWTH = {"rows": "M, rows of A", "columns": "N, rows of B", "length": "K"}
 
 
 @bench.measure("A1", capped=("avx2",))
@@ -234,29 +235,26 @@ def ternary_by_int8(run: Run) -> None:
 
 @bench.measure("peers", level="default")
 def peers(run: Run) -> None:
-    o = Operands(256, 256, 1024)
-    half, half_w = o.x.bfloat16(), o.w.bfloat16()
-    int8, int8_w = (binary.unpack(bits, 1024, torch.int8) for bits in (o.x_bits, o.w_bits))
-    check_close(torch_bitwise(o.x_bits, o.w_bits, 1024), o.matmul())
-    baselines = {
-        "torch fp32": o.torch_fp32,
-        "torch bf16": lambda: half @ half_w.t(),
-        "torch._int_mm": lambda: torch._int_mm(int8, int8_w.t()),
-        "torch bitwise": lambda: torch_bitwise(o.x_bits, o.w_bits, 1024),
-    }
-    missing = []
-    for name, call in (
-        ("faiss IndexBinaryFlat, k=1", faiss_search(o.x_bits, o.w_bits)),
-        ("SimSIMD hamming", simsimd_distances(o.x_bits, o.w_bits)),
-    ):
-        if call is None:
-            missing.append(name)
-        else:
-            baselines[name] = call
-    note = "torch's bf16 matmul depends on the CPU: matrix units where it has them, slow elsewhere"
+    for M, N, K in ((256, 256, 1024), (2048, 2048, 2048)):
+        o = Operands(M, N, K)
+        distances = binary.hamming(o.x_bits, o.w_bits, K)
+        half, half_w = o.x.bfloat16(), o.w.bfloat16()
+        int8, int8_w = (binary.unpack(bits, K, torch.int8) for bits in (o.x_bits, o.w_bits))
+        check_close(torch._int_mm(int8, int8_w.t()), K - 2 * distances)
+        baselines = {
+            "torch fp32": o.torch_fp32,
+            "torch bf16": lambda x=half, w=half_w: x @ w.t(),
+            "torch._int_mm": lambda x=int8, w=int8_w: torch._int_mm(x, w.t()),
+        }
+        # Its intermediate has every pair of words: a gigabyte at the larger size.
+        if M * N * o.x_bits.shape[1] <= 1 << 24:
+            check_close(torch_bitwise(o.x_bits, o.w_bits), distances)
+            baselines["torch bitwise"] = lambda o=o: torch_bitwise(o.x_bits, o.w_bits)
+        calls, missing = installed_peers(o.x_bits, o.w_bits, distances)
+        row = compare_product(run, "peers", "matmul, prepacked", o, baselines=baselines | calls)
+    row.note = "bf16 and int8 depend on the CPU: matrix units where it has them, slow elsewhere"
     if missing:
-        note += f"; not installed: {', '.join(missing)}"
-    compare_product(run, "peers", "exact products beside ours", o, baselines=baselines, note=note)
+        row.note += f"; not installed: {', '.join(missing)}"
 
 
 @bench.measure("isa", level="default")
@@ -271,10 +269,24 @@ def every_isa(run: Run) -> None:
             _host.set_isa(before)
 
 
-def growth(run: Run, id: str, series: str, shape: Callable[[int], tuple[int, int, int]]) -> None:
+def growth(run: Run, id: str, shape: Callable[[int], tuple[int, int, int]]) -> None:
+    """The time over one dimension, and the power of the dimension that it follows."""
+    found = {}
     for size in (256, 512, 1024, 2048, 4096, 8192):
-        o = Operands(*shape(size))
-        compare_product(run, id, "matmul, prepacked", o, series=series, x=size)
+        row = compare_product(
+            run, id, "matmul, prepacked", Operands(*shape(size)), series=GROWTH[id], x=size
+        )
+        if row.ours:
+            found[size] = row.ours.median
+    row = Row(f"{id}/growth", f"time over {GROWTH[id]}", "", "bits", run.threads)
+    sizes = torch.tensor(list(found)).double().log()
+    times = torch.tensor(list(found.values())).double().log()
+    for first in (256, 1024):
+        at = sizes >= math.log(first) - 1e-9
+        centred = sizes[at] - sizes[at].mean()
+        power = (centred @ times[at] / centred.square().sum()).item()
+        row.note += f"{'; ' if row.note else ''}time ~ size^{power:.2f} from {first} to 8192"
+    run.record(row)
 
 
 @bench.measure("size", level="full")
@@ -286,17 +298,17 @@ def sizes(run: Run) -> None:
 
 @bench.measure("rows", level="full")
 def rows(run: Run) -> None:
-    growth(run, "rows", "M, rows of A", lambda size: (size, 1024, 1024))
+    growth(run, "rows", lambda size: (size, 1024, 1024))
 
 
 @bench.measure("columns", level="full")
 def columns(run: Run) -> None:
-    growth(run, "columns", "N, rows of B", lambda size: (1024, size, 1024))
+    growth(run, "columns", lambda size: (1024, size, 1024))
 
 
 @bench.measure("length", level="full")
 def lengths(run: Run) -> None:
-    growth(run, "length", "K", lambda size: (1024, 1024, size))
+    growth(run, "length", lambda size: (1024, 1024, size))
 
 
 @bench.measure("results", level="default")

@@ -1,11 +1,9 @@
-"""What the binary bench is made of: inputs, checks, counted work, and the peers."""
+"""What the binary bench is made of: inputs, checks and counted work."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from common import Run, Work, check_close
 from machine import Probe, register_probe
@@ -118,43 +116,3 @@ class Convolution:
         signs = binary.binarize(self.x)
         # Sums of +-1 are exact in float32.
         check_close(self.ours(), torch.nn.functional.conv2d(signs, self.signs, padding=1))
-
-
-# ---- peers ----
-
-
-def torch_bitwise(a: torch.Tensor, b: torch.Tensor, K: int) -> torch.Tensor:
-    """What people write today: exclusive or of every pair of rows, ones counted by shifts."""
-    v = a[:, None] ^ b[None]
-    v = v - (v >> 1 & 0x55555555)
-    v = (v & 0x33333333) + (v >> 2 & 0x33333333)
-    v = v + (v >> 4) & 0x0F0F0F0F
-    return K - 2 * ((v * 0x01010101) >> 24 & 0xFF).sum(-1, dtype=torch.int32)
-
-
-def faiss_search(a: torch.Tensor, b: torch.Tensor) -> Callable | None:
-    """The nearest row of b for every row of a: all Hamming distances, without storing them."""
-    if not importlib.util.find_spec("faiss"):
-        return None
-    import faiss
-
-    index = faiss.IndexBinaryFlat(32 * b.shape[1])
-    index.add(b.numpy().view(np.uint8))
-    queries = a.numpy().view(np.uint8)
-
-    def call():
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        return index.search(queries, 1)
-
-    return call
-
-
-def simsimd_distances(a: torch.Tensor, b: torch.Tensor) -> Callable | None:
-    if not importlib.util.find_spec("simsimd"):
-        return None
-    import simsimd
-
-    rows, columns = (t.numpy().view(np.uint8) for t in (a, b))
-    return lambda: simsimd.cdist(
-        rows, columns, metric="hamming", dtype="bin8", threads=torch.get_num_threads()
-    )
