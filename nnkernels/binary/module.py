@@ -36,9 +36,10 @@ class _Layer(nn.Module):
         return self._train(x, None)
 
     def freeze(self) -> nn.Module:
-        """The packed module that computes the same; its state_dict holds bits."""
+        """The packed module, in eval mode, that computes the same; its state_dict holds bits."""
         with torch.no_grad():
-            return self._packed().fill(self._bits(self._rows()), self.alpha, self.bias)
+            packed = self._packed().fill(self._bits(self._rows()), self.alpha, self.bias)
+        return packed.eval()
 
     def _bits(self, rows: Tensor) -> Tensor:
         return ops.pack(rows)
@@ -307,7 +308,7 @@ def freeze(model: nn.Module) -> nn.Module:
     layer is in stage 1.
     """
     if isinstance(model, _Layer):
-        return model.freeze().eval()
+        return model.freeze()
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(frozen.modules()):
         for name, child in list(parent._modules.items()):

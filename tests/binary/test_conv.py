@@ -99,6 +99,20 @@ def test_batches(isa, batch):
     check(binary.conv2d(*call), reference.conv2d(*call))
 
 
+@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (3, 2), (1, 2)])
+def test_many_pixels(isa, kernel, groups):
+    # More than a block of pixels, which ends within an image, and a result of over a megabyte.
+    window = (30, 32, 8, 96, kernel, kernel, 1, kernel // 2, 1, groups)
+    x, w, options = convolution(window, batch=3)
+    call = (*packed_convolution(x, w, groups), 8)
+    expected = direct_convolution(x, w, *options, "zero").int()
+    check(binary.conv2d(*call, *options, nchw=True), expected)
+    check(binary.conv2d(*call, *options), expected.permute(0, 2, 3, 1).contiguous())
+    thresh, direction = torch.zeros(96, dtype=torch.int32), torch.ones(96, dtype=torch.int8)
+    got = binary.conv2d_sign(*call, thresh, direction, *options)
+    assert torch.equal(got, reference.pack(expected.permute(0, 2, 3, 1).float()))
+
+
 def test_views(canaries):
     x, w, options = convolution((6, 5, 40, 9, 3, 3, 1, 1, 1, 1))
     x_bits, w_bits = packed_convolution(x, w, 1)

@@ -50,9 +50,23 @@ def test_long_sums(isa, N, K):
     check(binary.matmul_prepacked(a, binary.prepack(b, K), N, K), expected)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 600, 1100), (40, 600, 700), (300, 320, 1500), (520, 65, 300)], ids=name
-)
+@pytest.mark.parametrize(("M", "N"), [(1, 3), (8, 70), (160, 130)])
+def test_counters_do_not_overflow(isa, M, N):
+    # Every bit differs.
+    K = 70_001
+    a, b = reference.pack(-torch.ones(1, K)).expand(M, -1), reference.pack(torch.ones(N, K))
+    check(binary.matmul(a, b, K), torch.full((M, N), -K, dtype=torch.int32))
+    packed = binary.prepack(b, K)
+    check(binary.matmul_prepacked(a, packed, N, K), torch.full((M, N), -K, dtype=torch.int32))
+
+
+# Beyond one block of rows or columns of every algorithm; results of a megabyte are written past the
+# caches, and the last chunks of the lookup kernel hold 2, 6 and 10 bytes.
+LARGE = [(1, 600, 1100), (40, 600, 700), (300, 320, 1500), (520, 65, 300), (1100, 320, 300)]
+LARGE += [(40, 700, 3000), (200, 130, 256), (200, 130, 768), (200, 130, 1280)]
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=name)
 def test_large(isa, shape):
     M, N, K = shape
     a, b = bits(M, K), bits(N, K, seed=1)
@@ -142,7 +156,11 @@ def test_sign(isa, M, N):
     a, b = bits(M, K), bits(N, K, seed=1)
     thresh = integers(-20, 20, N, dtype=torch.int32)
     direction = integers(-1, 2, N, seed=1)
-    thresh = torch.where(direction == 0, thresh.remainder(2), thresh)
+    # The ends of the integers, in both directions.
+    least, most = -(2**31), 2**31 - 1
+    ends = min(N, 4)
+    thresh[:ends] = torch.tensor([least, least, most, most])[:ends]
+    direction[:ends] = torch.tensor([-1, 1, -1, 1])[:ends]
     out = binary.matmul_sign(a, b, K, thresh, direction)
     check(out, reference.matmul_sign(a, b, K, thresh, direction))
     assert pad_bits_are_zero(out, N)

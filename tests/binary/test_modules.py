@@ -16,7 +16,7 @@ from nnkernels.nn import BinaryConv2d, BinaryLinear, BiPerConv2d, BiPerLinear
 LAYERS = {
     "linear": lambda **o: BinaryLinear(300, 7, **o),
     "conv2d": lambda **o: BinaryConv2d(12, 8, 3, padding=1, stride=2, groups=2, **o),
-    "biper-linear": lambda **o: BiPerLinear(300, 7, stage=2, **o),
+    "biper-linear": lambda **o: BiPerLinear(300, 7, omega=7.0, stage=2, **o),
     "biper-conv2d": lambda **o: BiPerConv2d(12, 8, (3, 2), padding=(1, 0), stage=2, **o),
 }
 every_layer = pytest.mark.parametrize("kind", LAYERS)
@@ -80,10 +80,10 @@ def test_learnt_omega():
 
 @pytest.mark.parametrize("pad_mode", PAD_MODES)
 def test_stage_1_has_real_weights(pad_mode):
-    layer = BiPerConv2d(6, 4, 3, padding=1, pad_mode=pad_mode)
+    layer = BiPerConv2d(6, 4, (3, 5), padding=(1, 2), pad_mode=pad_mode)
     x = normals(2, 6, 5, 5)
     value = {"zero": 0.0, "one": 1.0, "minus_one": -1.0}[pad_mode]
-    padded = nn.functional.pad(binary.binarize(x), (1, 1, 1, 1), value=value)
+    padded = nn.functional.pad(binary.binarize(x), (2, 2, 1, 1), value=value)
     out = nn.functional.conv2d(padded, torch.sin(20 * layer.weight))
     out = out * layer.alpha[:, None, None] + layer.bias[:, None, None]
     torch.testing.assert_close(layer(x), out)
@@ -142,6 +142,7 @@ def test_both_stages_learn(surrogate):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_frozen_layer_gives_the_same_bits(kind, bias, dtype, isa):
     layer = make(kind, bias=bias)
+    nn.init.normal_(layer.alpha)
     x = input_of(kind, dtype)
     frozen = layer.freeze()
     assert house.same_bits(frozen(x), layer(x))
@@ -229,6 +230,9 @@ def test_freeze_of_a_model():
     assert house.same_bits(frozen(x), model(x))
     assert isinstance(model[0], BiPerConv2d)
     assert isinstance(frozen[0], nnkernels.nn.PackedConv2d)
+    assert not any(module.training for module in frozen.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not binary.freeze(model[3]).training
 
 
 # ---- errors, repr ----

@@ -47,8 +47,19 @@ def check_gradients(out, inputs, g, expected, tolerance):
 @every_surrogate
 @latent
 def test_linear_train(isa, omega, surrogate, dtype):
-    for sizes, N, K in (((5,), 7, 33), ((2, 3), 65, 257), ((130,), 64, 1000), ((), 3, 300)):
+    for sizes, N, K in (
+        ((5,), 7, 33),
+        ((2, 3), 65, 257),
+        ((130,), 64, 1000),
+        ((), 3, 300),
+        # Beyond a block of columns, of rows and of terms of a sum.
+        ((3,), 5, 1100),
+        ((300,), 270, 40),
+    ):
         x, w = normals(*sizes, K, dtype=dtype), (normals(N, K, seed=1) / 4).to(dtype)
+        # The edge of the surrogates and the number beyond it.
+        beyond = 1 + torch.finfo(dtype).eps
+        x[..., :4] = torch.tensor([1.0, -1.0, beyond, -beyond])
         alpha, bias = normals(N, seed=2), normals(N, seed=3)
         wave = None if omega is None else torch.tensor(omega)
         inputs = leaves(x, w, alpha, bias, wave)
@@ -124,6 +135,11 @@ def both_layers():
     yield (
         lambda *v: binary.conv2d_train(*v, None, 1, 1),
         [images, kernels, normals(4, seed=2), normals(4, seed=3)],
+    )
+    omega = torch.tensor(20.0)
+    yield (
+        lambda *v: binary.linear_train(*v),
+        [x, w, normals(5, seed=2), normals(5, seed=3), omega],
     )
 
 
@@ -208,6 +224,10 @@ def test_what_is_kept_for_backward_is_bits():
     # Two bits a value of x, and the packed weight.
     assert ours == x.numel() // 4 + layer.weight.numel() // 8
     assert ours <= theirs / 15
+    layer = binary.BinaryLinear(1024, 16, surrogate="approxsign")
+    ours, _out = saved_bytes(lambda: layer(x), layer.parameters())
+    # The signs, and x in bfloat16.
+    assert ours == x.numel() // 8 + 2 * x.numel() + layer.weight.numel() // 8
     images = normals(8, 64, 14, 14).requires_grad_()
     layer = binary.BinaryConv2d(64, 8, 3, padding=1)
     ours, _out = saved_bytes(lambda: layer(images), layer.parameters())
