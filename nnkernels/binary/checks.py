@@ -41,6 +41,11 @@ def check_length(op, K, largest=MAX_K, why="bits a row", name="K"):
         raise ValueError(f"{op}: {name} is {K}, expected at most {largest} {why}")
 
 
+def check_features(op, in_features, out_features):
+    check_length(op, in_features, name="in_features")
+    check_length(op, out_features, name="out_features")
+
+
 def check_omega(op, omega):
     _checks.real(op, "omega", omega)
     # NaN fails every comparison.
@@ -84,6 +89,18 @@ def check_bits(op, name, bits, K):
             f"{op}: {name} has {words} words a row, expected W(K)={row_words(K)} for K={K}; pass "
             "the K it was packed with"
         )
+
+
+def check_loaded_bits(name, bits, K):
+    """Bits from a file: the dtype, and pad bits that are 0 in rows as long as those of K."""
+    op = "load_state_dict"
+    _checks.tensor(op, name, bits, BITS)
+    if bits.is_meta or bits.dim() < 1 or bits.shape[-1] != row_words(K):
+        return
+    pad = bits[..., K // 32 :].clone()
+    pad[..., :1] >>= K % 32
+    if pad.any():
+        raise ValueError(f"{op}: {name} has a set pad bit, expected 0 beyond K={K}")
 
 
 def check_vector(op, name, value, sizes, first_name, first, dtypes=(torch.float32,)):

@@ -3,6 +3,9 @@
 bx are the signs of x. bw are the signs of the weight (BinaryLinear, BinaryConv2d) or BiPer's
 periodic function of it (BiPerLinear, BiPerConv2d): in stage 1 sin(omega * weight), real numbers, in
 stage 2 its sign. `.freeze()` gives the packed module of the same results.
+
+Modules may be float32, bfloat16 or float16, whatever the dtype of x: alpha, bias and omega enter as
+float32, and the result has the dtype of x.
 """
 
 import copy
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnkernels.binary import checks, functions, ops
-from nnkernels.binary.packed import PackedConv2d, PackedLinear, Window
+from nnkernels.binary.packed import PackedConv2d, PackedLinear, Window, as_float
 
 # ---- what the layers share ----
 
@@ -22,15 +25,20 @@ class _Layer(nn.Module):
     Subclasses tell how weight and input meet: `_train` with packed +-1, `_exact` with numbers.
     """
 
-    def __init__(self, sizes: torch.Size, bias: bool, surrogate: str):
+    def __init__(self, sizes: torch.Size, bias: bool, surrogate: str, device, dtype):
         super().__init__()
         checks.check_surrogate(type(self).__name__, surrogate)
         self.surrogate = surrogate
+
         # As torch.nn.Linear and torch.nn.Conv2d begin.
+        def uniform(*sizes_):
+            values = torch.empty(sizes_, device=device, dtype=dtype)
+            return nn.Parameter(values.uniform_(-bound, bound))
+
         bound = sizes[1:].numel() ** -0.5
-        self.weight = nn.Parameter(torch.empty(sizes).uniform_(-bound, bound))
+        self.weight = uniform(*sizes)
         self.alpha = nn.Parameter(self.weight.detach().abs().flatten(1).mean(1))
-        self.bias = nn.Parameter(torch.empty(sizes[0]).uniform_(-bound, bound)) if bias else None
+        self.bias = uniform(sizes[0]) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self._train(x, None)
@@ -51,11 +59,11 @@ class _Layer(nn.Module):
 class _BiPer(_Layer):
     """The periodic function of BiPer in the place of the weight's sign."""
 
-    def _set_biper(self, omega: float, learn_omega: bool, stage: int):
+    def _set_biper(self, omega: float, learn_omega: bool, stage: int, device, dtype):
         name = type(self).__name__
         checks.check_omega(name, omega)
         self.stage = stage
-        value = torch.tensor(float(omega))
+        value = torch.tensor(float(omega), device=device, dtype=dtype)
         if learn_omega:
             self.omega = nn.Parameter(value)
         else:
@@ -67,10 +75,11 @@ class _BiPer(_Layer):
         super().__setattr__(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
+        omega = self.omega.float()
         if self.stage == 2:
-            return self._train(x, self.omega)
+            return self._train(x, omega)
         values = functions.binarize(x, surrogate=self.surrogate)
-        return self._exact(values, functions.biper(self.weight, self.omega))
+        return self._exact(values, functions.biper(self.weight, omega))
 
     def freeze(self) -> nn.Module:
         if self.stage != 2:
@@ -93,15 +102,16 @@ class _BiPer(_Layer):
 
 
 class _Linear(_Layer):
-    def __init__(self, in_features: int, out_features: int, bias: bool, surrogate: str):
-        super().__init__(torch.Size((out_features, in_features)), bias, surrogate)
+    def __init__(self, in_features, out_features, bias, surrogate, device, dtype):
+        checks.check_features(type(self).__name__, in_features, out_features)
+        sizes = torch.Size((out_features, in_features))
+        super().__init__(sizes, bias, surrogate, device, dtype)
         self.in_features = in_features
         self.out_features = out_features
 
     def _train(self, x: Tensor, omega: Tensor | None) -> Tensor:
-        return ops.linear_train(
-            x, self.weight, self.alpha, self.bias, omega, surrogate=self.surrogate
-        )
+        inputs = (x, self.weight, self.alpha.float(), as_float(self.bias), omega)
+        return ops.linear_train(*inputs, surrogate=self.surrogate)
 
     def _exact(self, x: Tensor, weight: Tensor) -> Tensor:
         return _affine(nn.functional.linear(x, weight.to(x.dtype)), self.alpha, self.bias)
@@ -125,7 +135,7 @@ class BinaryLinear(_Linear):
     """Linear layer of +-1: y = alpha * (binarize(x) times binarize(weight)^T) + bias.
 
     Args:
-        in_features, out_features, bias: as torch.nn.Linear.
+        in_features, out_features, bias, device, dtype: as torch.nn.Linear.
         surrogate: the derivative of binarize, for x and for the weight: "ste", "approxsign" or
             "identity", see `binary.linear_train`.
 
@@ -140,16 +150,23 @@ class BinaryLinear(_Linear):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool = True, surrogate: str = "ste"
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        surrogate: str = "ste",
+        device=None,
+        dtype=None,
     ):
-        super().__init__(in_features, out_features, bias, surrogate)
+        super().__init__(in_features, out_features, bias, surrogate, device, dtype)
 
 
 class BiPerLinear(_BiPer, _Linear):
     """Linear layer of BiPer: binarised x, weights that are a periodic function of latent ones.
 
     Args:
-        in_features, out_features, bias: as torch.nn.Linear.
+        in_features, out_features, bias, device, dtype: as torch.nn.Linear.
         surrogate: the derivative of binarize for x; the paper takes "approxsign".
         omega: frequency, positive; with learn_omega a parameter, else a buffer.
         stage: 1 trains real weights sin(omega * weight), 2 their signs. Set `.stage` to go on.
@@ -173,22 +190,24 @@ class BiPerLinear(_BiPer, _Linear):
         omega: float = 20.0,
         learn_omega: bool = False,
         stage: int = 1,
+        device=None,
+        dtype=None,
     ):
-        super().__init__(in_features, out_features, bias, surrogate)
-        self._set_biper(omega, learn_omega, stage)
+        super().__init__(in_features, out_features, bias, surrogate, device, dtype)
+        self._set_biper(omega, learn_omega, stage, device, dtype)
 
 
 # ---- convolution ----
 
 
 class _Conv2d(Window, _Layer):
-    def __init__(self, in_channels, out_channels, kernel_size, *window, bias, surrogate):
+    def __init__(self, in_channels, out_channels, kernel_size, *window, **options):
         self._set_window(in_channels, out_channels, kernel_size, *window)
         sizes = torch.Size((out_channels, in_channels // self.groups, *self.kernel_size))
-        super().__init__(sizes, bias, surrogate)
+        super().__init__(sizes, **options)
 
     def _train(self, x: Tensor, omega: Tensor | None) -> Tensor:
-        inputs = (x, self.weight, self.alpha, self.bias, omega)
+        inputs = (x, self.weight, self.alpha.float(), as_float(self.bias), omega)
         return ops.conv2d_train(*inputs, *self._window, surrogate=self.surrogate)
 
     def _exact(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -224,8 +243,8 @@ class BinaryConv2d(_Conv2d):
     """Convolution of +-1: y = alpha * conv2d(binarize(x), binarize(weight)) + bias.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as
-            torch.nn.Conv2d.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device,
+            dtype: as torch.nn.Conv2d.
         pad_mode: what a tap outside the image sees: "zero", "one" (+1) or "minus_one".
         surrogate: as `BinaryLinear`.
 
@@ -251,10 +270,12 @@ class BinaryConv2d(_Conv2d):
         pad_mode: str = "zero",
         bias: bool = True,
         surrogate: str = "ste",
+        device=None,
+        dtype=None,
     ):
         window = (stride, padding, dilation, groups, pad_mode)
-        sizes = (in_channels, out_channels, kernel_size)
-        super().__init__(*sizes, *window, bias=bias, surrogate=surrogate)
+        options = {"bias": bias, "surrogate": surrogate, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, *window, **options)
 
 
 class BiPerConv2d(_BiPer, _Conv2d):
@@ -283,11 +304,13 @@ class BiPerConv2d(_BiPer, _Conv2d):
         omega: float = 20.0,
         learn_omega: bool = False,
         stage: int = 1,
+        device=None,
+        dtype=None,
     ):
         window = (stride, padding, dilation, groups, pad_mode)
-        sizes = (in_channels, out_channels, kernel_size)
-        super().__init__(*sizes, *window, bias=bias, surrogate=surrogate)
-        self._set_biper(omega, learn_omega, stage)
+        options = {"bias": bias, "surrogate": surrogate, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, kernel_size, *window, **options)
+        self._set_biper(omega, learn_omega, stage, device, dtype)
 
 
 # ---- whole models ----

@@ -2,7 +2,8 @@
 
 The state_dict is bits (int32), scale and bias: 32 times smaller than float32 weights, and the same
 on every machine. What the kernels of this one want beside it is made when it is loaded. No gradient
-passes: an input that requires one is refused (RuntimeError).
+passes: an input that requires one is refused (RuntimeError). Bits that are loaded are checked: of
+another dtype, or with a set pad bit, they are refused.
 """
 
 import torch
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 
 from nnkernels.binary import checks, ops
 from nnkernels.binary.reference import row_words
+
+
+def as_float(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.float()
 
 
 class _Packed(nn.Module):
@@ -22,8 +27,25 @@ class _Packed(nn.Module):
         self.register_buffer("bias", torch.zeros(sizes[0]) if bias else None)
         self._prepare()
 
-    def _load_from_state_dict(self, *args):
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        bits = state.get(f"{prefix}bits")
+        if bits is not None:
+            try:
+                checks.check_loaded_bits(f"{prefix}bits", bits, self._row_bits())
+            except (TypeError, ValueError) as error:
+                errors.append(str(error))
+                return
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        self._prepare()
+
+    def __getstate__(self):
+        # What _prepare() makes belongs to this machine and version.
+        transient = self._non_persistent_buffers_set
+        kept = {key: value for key, value in self._buffers.items() if key not in transient}
+        return self.__dict__ | {"_buffers": kept}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
         self._prepare()
 
     def fill(self, bits: Tensor, scale: Tensor, bias: Tensor | None):
@@ -34,6 +56,9 @@ class _Packed(nn.Module):
         return self
 
     def _prepare(self):
+        raise NotImplementedError
+
+    def _row_bits(self) -> int:
         raise NotImplementedError
 
 
@@ -53,10 +78,13 @@ class PackedLinear(_Packed):
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True):
-        checks.check_length(type(self).__name__, in_features, name="in_features")
+        checks.check_features(type(self).__name__, in_features, out_features)
         self.in_features = in_features
         self.out_features = out_features
         super().__init__((out_features, row_words(in_features)), bias)
+
+    def _row_bits(self):
+        return self.in_features
 
     def _prepare(self):
         packed = ops.prepack(self.bits, self.in_features)
@@ -68,8 +96,8 @@ class PackedLinear(_Packed):
             self.packed,
             self.out_features,
             self.in_features,
-            scale=self.scale,
-            bias=self.bias,
+            scale=self.scale.float(),
+            bias=as_float(self.bias),
         )
 
     def extra_repr(self) -> str:
@@ -86,6 +114,8 @@ class Window:
         self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_mode
     ):
         name = type(self).__name__
+        checks.check_length(name, in_channels, name="in_channels")
+        checks.check_length(name, out_channels, name="out_channels")
         checks.check_groups(name, in_channels, out_channels, groups)
         checks.check_pad_mode(name, pad_mode)
         self.in_channels = in_channels
@@ -140,6 +170,9 @@ class PackedConv2d(Window, _Packed):
         words = row_words(in_channels // groups)
         super().__init__((out_channels, *self.kernel_size, words), bias)
 
+    def _row_bits(self):
+        return self.in_channels // self.groups
+
     def _prepare(self):
         corr = ops.conv2d_corr(self.bits, self.in_channels, self.groups)
         self.register_buffer("corr", corr, persistent=False)
@@ -157,8 +190,8 @@ class PackedConv2d(Window, _Packed):
             self.in_channels,
             *self._window,
             corr=self.corr,
-            scale=self.scale,
-            bias=self.bias,
+            scale=self.scale.float(),
+            bias=as_float(self.bias),
             out_dtype=x.dtype,
             nchw=True,
         )

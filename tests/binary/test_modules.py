@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import house
 import pytest
@@ -55,6 +56,32 @@ def test_a_module_is_its_function(kind, bias, dtype):
         torch.autograd.grad(out, given, g), torch.autograd.grad(expected, given, g), strict=True
     ):
         assert house.same_bits(one, two)
+
+
+@every_layer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_narrow_modules(kind, dtype, stage):
+    layer = binary.set_stage(make(kind), stage)
+    nn.init.normal_(layer.alpha)
+    narrow = copy.deepcopy(layer).to(dtype)
+    # The same numbers in float32.
+    layer.load_state_dict(narrow.state_dict())
+    x = input_of(kind, dtype)
+    out = narrow(x)
+    assert out.dtype == dtype
+    if stage == 2 or "biper" not in kind:
+        assert house.same_bits(out, layer(x))
+        for frozen in (narrow.freeze(), layer.freeze().to(dtype)):
+            assert house.same_bits(frozen(x), out)
+    out.sum().backward()
+    assert all(p.grad.dtype == dtype for p in narrow.parameters())
+
+
+def test_modules_are_made_where_and_as_asked():
+    for build in (lambda **o: BiPerLinear(8, 2, **o), lambda **o: BinaryConv2d(8, 2, 3, **o)):
+        assert {p.dtype for p in build(dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+        assert {p.device.type for p in build(device="meta").parameters()} == {"meta"}
 
 
 @every_layer
@@ -205,6 +232,23 @@ def test_copies_of_frozen_layers(kind):
     file.seek(0)
     for twin in (copy.deepcopy(frozen), torch.load(file, weights_only=False)):
         assert house.same_bits(twin(x), frozen(x))
+    # What is made for this machine stays out of files.
+    assert len(pickle.dumps(frozen)) < frozen.bits.nbytes + 10_000
+
+
+@every_layer
+def test_bits_that_do_not_fit_are_not_loaded(kind):
+    frozen, x = make(kind).freeze(), input_of(kind)
+    expected, state = frozen(x), frozen.state_dict()
+    full = torch.full_like(state["bits"], -1)
+    for bits, message in ((state["bits"].float(), "bits has dtype float32"), (full, "set pad bit")):
+        with pytest.raises(RuntimeError, match=message):
+            frozen.load_state_dict(state | {"bits": bits})
+        assert house.same_bits(frozen(x), expected)
+    with pytest.raises(RuntimeError, match="size mismatch for bits"):
+        frozen.load_state_dict(state | {"bits": state["bits"][1:]})
+    with pytest.raises(RuntimeError, match=r'Missing key.* "bits"'):
+        frozen.load_state_dict({key: state[key] for key in ("scale", "bias")})
 
 
 def test_freezing_stage_1_is_refused():
@@ -253,7 +297,12 @@ def test_freeze_of_a_model():
         (lambda: BinaryConv2d(3, 2, 3, padding=-1), ValueError, "padding must be"),
         (lambda: BinaryConv2d(3, 2, 3, dilation=0), ValueError, "dilation must be"),
         (lambda: BinaryConv2d(3, 2, 3, pad_mode="same"), ValueError, "pad_mode must be one of"),
+        (lambda: BinaryLinear(0, 2), ValueError, "in_features is 0"),
+        (lambda: BiPerLinear(2, -1), ValueError, "out_features is -1"),
+        (lambda: BinaryLinear("3", 2), TypeError, "in_features must be an int"),
+        (lambda: BinaryConv2d(3, 0, 3), ValueError, "out_channels is 0"),
         (lambda: nnkernels.nn.PackedLinear(0, 2), ValueError, "in_features is 0"),
+        (lambda: nnkernels.nn.PackedLinear(3, 0), ValueError, "out_features is 0"),
         (lambda: nnkernels.nn.PackedConv2d(3, 2, 3, groups=2), ValueError, "not divisible"),
     ],
 )
