@@ -50,7 +50,7 @@ def test_long_sums(isa, N, K):
     check(binary.matmul_prepacked(a, binary.prepack(b, K), N, K), expected)
 
 
-@pytest.mark.parametrize(("M", "N"), [(1, 3), (8, 70), (160, 130)])
+@pytest.mark.parametrize(("M", "N"), [(1, 3), (32, 64), (160, 130)])
 def test_counters_do_not_overflow(isa, M, N):
     # Every bit differs.
     K = 70_001

@@ -279,6 +279,15 @@ def test_biper(stage, dtype):
     assert abs(omega.grad.item() - want) <= TOLERANCE[dtype] * size
 
 
+def test_the_gradient_of_omega_survives_cancellation():
+    w, g = normals(5000), normals(5000, seed=1)
+    w, g = torch.cat([w, w, torch.tensor([1e-6])]), torch.cat([g, -g, torch.ones(1)])
+    order = torch.randperm(w.numel(), generator=torch.Generator().manual_seed(2))
+    omega = torch.tensor(20.0, requires_grad=True)
+    binary.biper(w[order], omega, stage=2).backward(g[order])
+    assert omega.grad.item() == pytest.approx(1e-6, rel=1e-5)
+
+
 def test_biper_stage_1_can_be_differentiated_twice():
     w = (normals(20) / 4).double().float().requires_grad_()
     (first,) = torch.autograd.grad(binary.biper(w, 20.0).sum(), w, create_graph=True)
