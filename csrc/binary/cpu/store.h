@@ -1,12 +1,10 @@
-// The epilogues: from counts to outputs. Plain loops that the compiler vectorises; included by one
-// file per instruction set.
+// The epilogues: from counts to outputs, a vector at a time. Included by one file per instruction
+// set.
 #pragma once
 
-#include "binary/cpu/engine.h"
+#include <algorithm>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "binary/cpu/values.h"
 
 namespace nnkernels::binary {
 namespace {
@@ -18,96 +16,34 @@ constexpr int64_t kTileColumns = 2 * kPanel;
 // stores would each wait for their line to be read first.
 constexpr int64_t kStreamBytes = 1 << 20;
 
-// One row of a tile: output row m, columns n0 to n0 + n.
-struct Row {
-  const Store& store;
-  const int32_t* counts;
-  const int32_t* corr;  // nullptr: none
-  int64_t m, n0, n;
+// Rows of a tile that are turned round together.
+constexpr int64_t kPlaneRows = 64;
 
-  template <class T>
-  void dots(T* out) const {
-    const int32_t base = store.base, scale = store.scale, shift = store.shift;
-    if (corr == nullptr) {
-      for (int64_t j = 0; j < n; ++j)
-        out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift));
-      return;
-    }
-    const int32_t corr_scale = store.corr_scale;
-    for (int64_t j = 0; j < n; ++j) {
-      out[j] = static_cast<T>(base + ((scale * counts[j]) >> shift) - corr_scale * corr[j]);
-    }
+// From counts to dots; by value, so that a loop keeps it in registers.
+struct Dots {
+  Words base, scale, corr_scale;
+  int32_t shift;
+
+  explicit Dots(const Store& store)
+      : base(Words{} + store.base),
+        scale(Words{} + store.scale),
+        corr_scale(Words{} + store.corr_scale),
+        shift(store.shift) {}
+
+  // Of the first n of a row's counts from `counts` on, and corrections, if there are any.
+  Words operator()(const int32_t* counts, const int32_t* corr, int64_t n) const {
+    const Words v = base + ((scale * load_some<Words>(counts, n)) >> shift);
+    return corr == nullptr ? v : v - corr_scale * load_some<Words>(corr, n);
   }
 };
 
-Row row_of(const Store& store, const Tile& tile, int64_t row) {
+const int32_t* counts_of(const Tile& tile, int64_t row) { return tile.counts + row * tile.stride; }
+// nullptr: none.
+const int32_t* corr_of(const Store& store, const Tile& tile, int64_t row) {
   const int32_t* corr = store.corr != nullptr ? store.corr[tile.m0 + row] : nullptr;
-  return {store,
-          tile.counts + row * tile.stride,
-          corr != nullptr ? corr + tile.n0 : nullptr,
-          store.first_row + tile.m0 + row,
-          tile.n0,
-          tile.columns};
+  return corr != nullptr ? corr + tile.n0 : nullptr;
 }
-
-void to_float16(const float* x, int64_t n, uint16_t* out) {
-  int64_t i = 0;
-#if defined(__F16C__)
-  for (; i + 8 <= n; i += 8) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
-  }
-#endif
-  for (; i < n; ++i) out[i] = word_to_float16(word_of(x[i]));
-}
-
-typedef float Floats __attribute__((vector_size(32)));
-
-// Scales and shifts a row in the order of operations that binary.h promises.
-void affine_row(const Row& row, float* y) {
-  const Epilogue& e = row.store.epilogue;
-  const float* row_scale = e.row_scale != nullptr ? e.row_scale + row.m : nullptr;
-  const float* column_scale = e.column_scale != nullptr ? e.column_scale + row.n0 : nullptr;
-  const float* bias = e.bias != nullptr ? e.bias + row.n0 : nullptr;
-  if (row_scale == nullptr && column_scale == nullptr && bias == nullptr) return;
-  int64_t j = 0;
-  for (; j + 8 <= row.n; j += 8) {
-    Floats value, other;
-    memcpy(&value, y + j, sizeof value);
-    if (row_scale != nullptr) value *= *row_scale;
-    if (column_scale != nullptr) {
-      memcpy(&other, column_scale + j, sizeof other);
-      value *= other;
-    }
-    if (bias != nullptr) {
-      memcpy(&other, bias + j, sizeof other);
-      value += other;
-    }
-    memcpy(y + j, &value, sizeof value);
-  }
-  for (; j < row.n; ++j) {
-    if (row_scale != nullptr) y[j] *= *row_scale;
-    if (column_scale != nullptr) y[j] *= column_scale[j];
-    if (bias != nullptr) y[j] += bias[j];
-  }
-}
-
-void store_row(const Row& row, void* out) {
-  const Type type = row.store.epilogue.type;
-  const int64_t n = row.n;
-  if (type == Type::int32) return row.dots(static_cast<int32_t*>(out));
-  if (type == Type::int16) return row.dots(static_cast<int16_t*>(out));
-  float buffer[kTileColumns];
-  float* y = type == Type::float32 ? static_cast<float*>(out) : buffer;
-  row.dots(y);
-  affine_row(row, y);
-  auto* narrow = static_cast<uint16_t*>(out);
-  if (type == Type::bfloat16) {
-    for (int64_t j = 0; j < n; ++j) narrow[j] = word_to_bfloat16(word_of(y[j]));
-  } else if (type == Type::float16) {
-    to_float16(y, n, narrow);
-  }
-}
+const int32_t* advance(const int32_t* p, int64_t by) { return p != nullptr ? p + by : nullptr; }
 
 bool is_large(const Store& store) {
   return store.M * store.N * type_size(store.epilogue.type) >= kStreamBytes;
@@ -124,58 +60,98 @@ char* row_address(const Store& store, int64_t m, int64_t n0) {
   return static_cast<char*>(store.epilogue.out) + at * type_size(store.epilogue.type);
 }
 
+// Writes whole cache lines: past the caches, or not.
+void write_lines(const void* from, int64_t bytes, void* to, bool past) {
+  if (past) return Vec::stream(from, bytes, to);
+  const auto* at = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += sizeof(Words)) {
+    memcpy(static_cast<char*>(to) + i, at + i, sizeof(Words));
+  }
+}
+
+template <Type type>
 void store_rows(const Store& store, const Tile& tile) {
-  alignas(64) char values[kTileColumns * 4];
-  const int64_t bytes = tile.columns * type_size(store.epilogue.type);
+  alignas(64) Item<type> values[kTileColumns];
+  const Epilogue e = store.epilogue;
+  const Dots dots(store);
+  const int64_t columns = tile.columns, bytes = columns * type_size(type);
   const bool large = is_large(store);
   for (int64_t i = 0; i < tile.rows; ++i) {
-    const Row row = row_of(store, tile, i);
-    char* out = row_address(store, row.m, row.n0);
-    if (large && in_lines(out, bytes)) {
-      store_row(row, values);
-      Vec::stream(values, bytes, out);
+    const int64_t m = store.first_row + tile.m0 + i;
+    const int32_t* counts = counts_of(tile, i);
+    const int32_t* corr = corr_of(store, tile, i);
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const int64_t n = tile.n0 + j, left = columns - j;
+      Value<type> y = value_of<type>(dots(counts + j, advance(corr, j), left));
+      // In the order of operations that binary.h promises.
+      if constexpr (is_float(type)) {
+        if (e.row_scale != nullptr) y *= e.row_scale[m];
+        if (e.column_scale != nullptr) y *= load_some<Floats>(e.column_scale + n, left);
+        if (e.bias != nullptr) y += load_some<Floats>(e.bias + n, left);
+      }
+      put<type>(y, values + j);
+    }
+    char* out = row_address(store, m, tile.n0);
+    if (bytes % 64 == 0) {
+      write_lines(values, bytes, out, large && reinterpret_cast<uintptr_t>(out) % 64 == 0);
     } else {
-      store_row(row, out);
+      memcpy(out, values, static_cast<size_t>(bytes));
     }
   }
 }
 
-// For outputs whose columns are planes: a cache line's worth of rows at a time.
-template <class T>
+// For outputs whose columns are planes: a few columns of many rows at a time, so that each plane
+// gets several cache lines on end. They have no row scale.
+template <Type type>
 void store_planes(const Store& store, const Tile& tile) {
-  constexpr int64_t block = 64 / sizeof(T);
-  alignas(64) T values[block * kTileColumns], turned[kTileColumns * block];
+  constexpr int64_t line = 64 / sizeof(Item<type>);
+  alignas(64) Item<type> turned[kLanes][kPlaneRows];
+  const Epilogue e = store.epilogue;
+  const Dots dots(store);
   const bool large = is_large(store);
   for (int64_t i = 0; i < tile.rows;) {
     const int64_t m = store.first_row + tile.m0 + i;
     // A block stays within an image.
-    int64_t count = store.plane - m % store.plane;
-    if (count > block) count = block;
-    if (count > tile.rows - i) count = tile.rows - i;
-    for (int64_t r = 0; r < count; ++r) {
-      store_row(row_of(store, tile, i + r), values + r * tile.columns);
-    }
-    auto* out = reinterpret_cast<T*>(row_address(store, m, tile.n0));
-    if (large && count == block && in_lines(out, store.column_stride * sizeof(T))) {
-      Vec::transpose_to(values, count, tile.columns, tile.columns, turned, block);
-      for (int64_t j = 0; j < tile.columns; ++j) {
-        Vec::stream(turned + j * block, 64, out + j * store.column_stride);
+    const int64_t count =
+        std::min(std::min(kPlaneRows, tile.rows - i), store.plane - m % store.plane);
+    const int64_t whole = count / line * line;
+    auto* out = reinterpret_cast<Item<type>*>(row_address(store, m, tile.n0));
+    const bool past = large && in_lines(out, store.column_stride * sizeof *out);
+    for (int64_t j = 0; j < tile.columns; j += kLanes) {
+      const int64_t n = tile.n0 + j, columns = std::min(kLanes, tile.columns - j);
+      for (int64_t r = 0; r < count; r += kLanes) {
+        Words x[kLanes];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const int64_t row = i + std::min(r + l, count - 1);
+          x[l] = dots(counts_of(tile, row) + j, advance(corr_of(store, tile, row), j), columns);
+        }
+        Vec::turn(x);
+        for (int64_t l = 0; l < columns; ++l) {
+          Value<type> y = value_of<type>(x[l]);
+          if constexpr (is_float(type)) {
+            if (e.column_scale != nullptr) y *= e.column_scale[n + l];
+            if (e.bias != nullptr) y += e.bias[n + l];
+          }
+          put<type>(y, turned[l] + r);
+        }
       }
-    } else {
-      Vec::transpose_to(values, count, tile.columns, tile.columns, out, store.column_stride);
+      for (int64_t l = 0; l < columns; ++l, out += store.column_stride) {
+        write_lines(turned[l], whole * type_size(type), out, past);
+        memcpy(out + whole, turned[l] + whole, static_cast<size_t>(count - whole) * sizeof *out);
+      }
     }
     i += count;
   }
 }
 
 void store_values(const Store& store, const Tile& tile) {
-  if (store.column_stride == 1) {
-    store_rows(store, tile);
-  } else if (type_size(store.epilogue.type) == 4) {
-    store_planes<uint32_t>(store, tile);
-  } else {
-    store_planes<uint16_t>(store, tile);
-  }
+  with_type(store.epilogue.type, [&]<Type type>() {
+    if (store.column_stride == 1) {
+      store_rows<type>(store, tile);
+    } else {
+      store_planes<type>(store, tile);
+    }
+  });
   if (is_large(store)) Vec::finish_streams();
 }
 
@@ -192,13 +168,19 @@ void store_bits(const Store& store, const Tile& tile) {
   }
   const int64_t words = ceil_div(tile.columns, 32);
   const bool last = tile.n0 + tile.columns == store.N;
+  const Dots dots(store);
   for (int64_t i = 0; i < tile.rows; ++i) {
     int32_t below[kTileColumns];
-    const Row row = row_of(store, tile, i);
-    row.dots(below);
+    const int32_t* counts = counts_of(tile, i);
+    const int32_t* corr = corr_of(store, tile, i);
+    for (int64_t j = 0; j < tile.columns; j += kLanes) {
+      const Words v = dots(counts + j, advance(corr, j), tile.columns - j);
+      memcpy(below + j, &v, sizeof v);
+    }
     for (int64_t j = 0; j < tile.columns; ++j) below[j] = dirs[j] * below[j] < limits[j];
     for (int64_t j = tile.columns; j < words * 32; ++j) below[j] = 0;
-    auto* out = static_cast<uint32_t*>(store.epilogue.out) + row.m * store.row_stride;
+    auto* out = static_cast<uint32_t*>(store.epilogue.out) +
+                (store.first_row + tile.m0 + i) * store.row_stride;
     for (int64_t word = 0; word < words; ++word) {
       out[tile.n0 / 32 + word] = Vec::mask32<int32_t>(below + 32 * word, -1, 0, 0);
     }

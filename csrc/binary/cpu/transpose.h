@@ -57,48 +57,5 @@ inline void transpose_bits32(uint32_t (&x)[32]) {
   }
 }
 
-inline void transpose_8x8(const uint32_t* x, int64_t pitch, uint32_t* out, int64_t stride) {
-  __m256i row[8], pair[8], quad[8];
-  for (int i = 0; i < 8; ++i) {
-    row[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i * pitch));
-  }
-  for (int i = 0; i < 8; i += 2) {
-    pair[i] = _mm256_unpacklo_epi32(row[i], row[i + 1]);
-    pair[i + 1] = _mm256_unpackhi_epi32(row[i], row[i + 1]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      quad[i + 2 * j] = _mm256_unpacklo_epi64(pair[i + j], pair[i + j + 2]);
-      quad[i + 2 * j + 1] = _mm256_unpackhi_epi64(pair[i + j], pair[i + j + 2]);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * stride),
-                        _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x20));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (i + 4) * stride),
-                        _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x31));
-  }
-}
-
-// Copies every x[row][column] (rows of `pitch` items) to out[column * stride + row].
-template <class T>
-void transpose_tiles(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
-                     int64_t stride) {
-  const int64_t whole_rows = sizeof(T) == 4 ? rows / 8 * 8 : 0;
-  const int64_t whole_columns = columns / 8 * 8;
-  for (int64_t j = 0; j < columns; ++j) {
-    int64_t i = 0;
-    if (j < whole_columns) {
-      if constexpr (sizeof(T) == 4) {
-        for (; j % 8 == 0 && i < whole_rows; i += 8) {
-          transpose_8x8(x + i * pitch + j, pitch, out + j * stride + i, stride);
-        }
-      }
-      i = whole_rows;
-    }
-    for (; i < rows; ++i) out[j * stride + i] = x[i * pitch + j];
-  }
-}
-
 }  // namespace
 }  // namespace nnkernels::binary

@@ -65,10 +65,24 @@ struct Vec {
     return _mm256_movemask_epi8(sure) == -1;
   }
 
-  template <class T>
-  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
-                           int64_t stride) {
-    transpose_tiles(x, rows, columns, pitch, out, stride);
+  static constexpr int word_lanes = 8;
+  template <class Words>
+  static void turn(Words (&x)[word_lanes]) {
+    __m256i pair[8], quad[8];
+    for (int i = 0; i < 8; i += 2) {
+      pair[i] = _mm256_unpacklo_epi32((__m256i)x[i], (__m256i)x[i + 1]);
+      pair[i + 1] = _mm256_unpackhi_epi32((__m256i)x[i], (__m256i)x[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      for (int j = 0; j < 2; ++j) {
+        quad[i + 2 * j] = _mm256_unpacklo_epi64(pair[i + j], pair[i + j + 2]);
+        quad[i + 2 * j + 1] = _mm256_unpackhi_epi64(pair[i + j], pair[i + j + 2]);
+      }
+    }
+    for (int i = 0; i < 4; ++i) {
+      x[i] = (Words)_mm256_permute2x128_si256(quad[i], quad[i + 4], 0x20);
+      x[i + 4] = (Words)_mm256_permute2x128_si256(quad[i], quad[i + 4], 0x31);
+    }
   }
 
   // Ones of each byte by two look-ups in a table of nibbles.

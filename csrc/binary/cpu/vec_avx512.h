@@ -50,10 +50,31 @@ struct Vec {
     return unsure == 0;
   }
 
-  template <class T>
-  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
-                           int64_t stride) {
-    transpose_tiles(x, rows, columns, pitch, out, stride);
+  static constexpr int word_lanes = 16;
+  template <class Words>
+  static void turn(Words (&x)[word_lanes]) {
+    __m512i pair[16], quad[16];
+    for (int i = 0; i < 16; i += 2) {
+      pair[i] = _mm512_unpacklo_epi32((__m512i)x[i], (__m512i)x[i + 1]);
+      pair[i + 1] = _mm512_unpackhi_epi32((__m512i)x[i], (__m512i)x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      for (int j = 0; j < 2; ++j) {
+        quad[i + 2 * j] = _mm512_unpacklo_epi64(pair[i + j], pair[i + j + 2]);
+        quad[i + 2 * j + 1] = _mm512_unpackhi_epi64(pair[i + j], pair[i + j + 2]);
+      }
+    }
+    // 128-bit lane q of quad[4 * r + c] is column 4 * q + c of rows 4 * r to 4 * r + 3.
+    for (int c = 0; c < 4; ++c) {
+      const __m512i even01 = _mm512_shuffle_i32x4(quad[c], quad[4 + c], 0x88);
+      const __m512i odd01 = _mm512_shuffle_i32x4(quad[c], quad[4 + c], 0xDD);
+      const __m512i even23 = _mm512_shuffle_i32x4(quad[8 + c], quad[12 + c], 0x88);
+      const __m512i odd23 = _mm512_shuffle_i32x4(quad[8 + c], quad[12 + c], 0xDD);
+      x[c] = (Words)_mm512_shuffle_i32x4(even01, even23, 0x88);
+      x[4 + c] = (Words)_mm512_shuffle_i32x4(odd01, odd23, 0x88);
+      x[8 + c] = (Words)_mm512_shuffle_i32x4(even01, even23, 0xDD);
+      x[12 + c] = (Words)_mm512_shuffle_i32x4(odd01, odd23, 0xDD);
+    }
   }
 
   static __m512i byte_counts(__m512i x) {

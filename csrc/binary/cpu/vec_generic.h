@@ -48,12 +48,16 @@ struct Vec {
     return sure;
   }
 
-  // Copies every x[row][column] (rows of `pitch` items) to out[column * stride + row].
-  template <class T>
-  static void transpose_to(const T* x, int64_t rows, int64_t columns, int64_t pitch, T* out,
-                           int64_t stride) {
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) out[j * stride + i] = x[i * pitch + j];
+  // Vectors of 32-bit words, and the exchange of rows and columns of a square of them.
+  static constexpr int word_lanes = 4;
+  template <class Words>
+  static void turn(Words (&x)[word_lanes]) {
+    for (int i = 0; i < word_lanes; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const auto other = x[i][j];
+        x[i][j] = x[j][i];
+        x[j][i] = other;
+      }
     }
   }
 
