@@ -113,7 +113,7 @@ void measure_matrix(const Kernels& kernel, Data& data, Costs& costs) {
   Buffer<int8_t> left(rows * steps * 64), right(kPanel * steps * 64);
   memset(right.data(), 1, kPanel * steps * 64);
   costs.matrix_spread =
-      best_time([&] { kernel.matrix->spread_rows(data.rows(kBytes), rows, left.data()); }) /
+      best_time([&] { kernel.matrix->spread_rows(data.rows(kBytes), rows, ~0ull, left.data()); }) /
       (rows * steps);
   costs.matrix_row =
       best_time([&] {

@@ -40,6 +40,8 @@ std::vector<ConvCase> conv_cases() {
   add(2, 40, 5, 66, 1, 1, 2, 1, 1);
   add(1, 12, 6, 6, 3, 3, 1, 2, 2);
   add(2, 300, 4, 130, 2, 2, 1, 0, 1);
+  // Several blocks of images on a matrix unit.
+  add(3, 300, 40, 6, 1, 1, 1, 0, 1);
   add(1, 8, 2, 3, 5, 1, 3, 3, 1);
   cases.back().shape.stride[1] = 1;
   return cases;
@@ -102,10 +104,12 @@ TEST(conv2d) {
 
         args.corr = corr.data();
         args.nchw = true;
-        for (const Type type : {Type::float32, Type::bfloat16}) {
+        for (const Type type :
+             {Type::int32, Type::int16, Type::float32, Type::bfloat16, Type::float16}) {
+          const bool scaled = type != Type::int32 && type != Type::int16;
           args.epilogue.type = type;
-          args.epilogue.column_scale = scale.data();
-          args.epilogue.bias = bias.data();
+          args.epilogue.column_scale = scaled ? scale.data() : nullptr;
+          args.epilogue.bias = scaled ? bias.data() : nullptr;
           std::vector<char> nchw(pixels * s.O * type_size(type));
           args.epilogue.out = nchw.data();
           conv2d(args, scattered());

@@ -3,7 +3,7 @@
 // The order of the products in a sum is free, so bytes are taken in the order that is cheapest to
 // make: 64 bits become 16 groups of 4 bytes, group 8 * j + q holding bits q, 8 + q, 16 + q and 24 +
 // q of 32-bit word j. One shift and one mask make a group.
-#include "binary/cpu/amx.h"
+#include "binary/cpu/amx_tiles.h"
 
 #include <cpuid.h>
 #include <immintrin.h>
@@ -17,7 +17,7 @@
 namespace nnkernels::binary {
 namespace {
 
-constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes
+constexpr int64_t kTileBytes = kMatrixTile;
 constexpr int64_t kTile = 16;
 // Steps of the sum taken at once: two tiles of columns fill 32 kB, and stay in L1.
 constexpr int64_t kSteps = 8;
@@ -27,26 +27,33 @@ __m512i to_signs(__m512i x) {
   return _mm512_sub_epi8(_mm512_set1_epi8(1), _mm512_and_si512(x, _mm512_set1_epi8(2)));
 }
 
-// out[row / 16][step][row % 16][64]
-void spread_rows(const Rows& rows, int64_t n, int8_t* out) {
+// Moves the bits of a step to bit 1 of its bytes.
+__m512i spread_step(int64_t bits) {
   const __m512i words = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-  // Bits q of the bytes move to bit 1.
   const __m512i turns = _mm512_set_epi32(6, 5, 4, 3, 2, 1, 0, 31, 6, 5, 4, 3, 2, 1, 0, 31);
+  const __m512i pair = _mm512_permutexvar_epi32(words, _mm512_set1_epi64(bits));
+  return _mm512_rorv_epi32(pair, turns);
+}
+
+// out[row / 16][step][row % 16][64]
+void spread_rows(const Rows& rows, int64_t n, uint64_t keep, int8_t* out) {
   for (int64_t first = 0; first < n; first += kTile) {
     const int64_t end = first + kTile < n ? first + kTile : n;
     for (int64_t at = 0; at < rows.bytes; at += 8, out += kTileBytes) {
+      const __mmask64 kept =
+          _mm512_test_epi8_mask(spread_step(static_cast<int64_t>(keep)), _mm512_set1_epi8(2));
       for (int64_t row = first; row < end; ++row) {
         int64_t bits;
         memcpy(&bits, rows[row] + at, 8);
-        const __m512i pair = _mm512_permutexvar_epi32(words, _mm512_set1_epi64(bits));
-        _mm512_storeu_si512(out + (row - first) * 64, to_signs(_mm512_rorv_epi32(pair, turns)));
+        const __m512i signs = _mm512_maskz_mov_epi8(kept, to_signs(spread_step(bits)));
+        _mm512_storeu_si512(out + (row - first) * 64, signs);
       }
     }
   }
 }
 
-// out[step][group][column][4] for up to 16 rows of the right operand.
-void spread_columns(const Rows& rows, int64_t n, int8_t* out) {
+// out[step][group][column][4] for up to 16 rows of the right operand, groups `pitch` apart.
+void spread_columns(const Rows& rows, int64_t n, int8_t* out, int64_t pitch) {
   const __mmask16 real = n < kTile ? static_cast<__mmask16>((1u << n) - 1) : 0xFFFF;
   const __m512i places =
       _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
@@ -54,17 +61,12 @@ void spread_columns(const Rows& rows, int64_t n, int8_t* out) {
   for (int64_t at = 0; at < rows.bytes; at += 4) {
     const __m512i words =
         _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), real, places, rows.data + at, 1);
-    for (int q = 0; q < 8; ++q, out += 64) {
-      _mm512_storeu_si512(out, to_signs(_mm512_rorv_epi32(words, _mm512_set1_epi32(q - 1))));
+    for (int q = 0; q < 8; ++q, out += pitch) {
+      const __m512i signs = to_signs(_mm512_rorv_epi32(words, _mm512_set1_epi32(q - 1)));
+      _mm512_mask_storeu_epi32(out, real, signs);
     }
   }
 }
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
 
 // dot = bits - 2 * mismatches, for 32 rows and columns
 void to_mismatches(int32_t* dots, __m512i bits) {
@@ -78,12 +80,7 @@ void to_mismatches(int32_t* dots, __m512i bits) {
 
 void multiply(const int8_t* rows, int64_t n, const int8_t* columns, int64_t steps,
               int32_t* counts) {
-  TileConfig config;
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = kTile;
-  }
-  _tile_loadconfig(&config);
+  configure_tiles();
   const __m512i bits = _mm512_set1_epi32(static_cast<int>(steps * 64));
   const int64_t group = steps * kTileBytes;
   for (int64_t column = 0; column < kPanel; column += 2 * kTile) {
@@ -139,7 +136,7 @@ bool detect() {
 #endif
 }
 
-constexpr MatrixKernels kKernels = {spread_rows, spread_columns, multiply};
+constexpr MatrixKernels kKernels = {spread_rows, spread_columns, multiply, convolve_strips};
 
 }  // namespace
 

@@ -3,6 +3,7 @@
 // padding rules subtract a vector that depends on which taps were outside.
 #include <memory>
 
+#include "binary/cpu/conv_direct.h"
 #include "binary/cpu/engine.h"
 #include "binary/cpu/taps.h"
 
@@ -231,6 +232,7 @@ void conv2d(const Conv2dArgs& args, const Parallel& parallel) {
   const ConvShape& s = args.shape;
   const int64_t plane = s.out_height() * s.out_width(), pixels = s.batch * plane;
   if (pixels <= 0 || s.O <= 0) return;
+  if (is_direct(args)) return conv2d_direct(args, parallel);
   const std::vector<TapRange> ys = tap_ranges(s, 0), xs = tap_ranges(s, 1);
 
   std::vector<int32_t> own_corr;

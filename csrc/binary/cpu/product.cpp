@@ -134,7 +134,8 @@ void matrix_product(const Job& job) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = first * kPanel + i * 16;
         const int64_t real = std::clamp<int64_t>(job.b.count - n, 0, 16);
-        kernel.spread_columns(job.b.rows.from(real > 0 ? n : 0), real, spread + i * steps * 1024);
+        kernel.spread_columns(job.b.rows.from(real > 0 ? n : 0), real,
+                              spread + i * steps * kMatrixTile, 64);
       }
     });
     parallel_for(job.parallel, ceil_div(job.a.count, block), 1, [&](int64_t begin, int64_t end) {
@@ -144,7 +145,7 @@ void matrix_product(const Job& job) {
       counts.reserve(block * kPanel);
       for (int64_t m0 = begin * block; m0 < std::min(end * block, job.a.count); m0 += block) {
         const int64_t real = std::min(block, job.a.count - m0);
-        kernel.spread_rows(job.a.rows.from(m0), real, rows.data());
+        kernel.spread_rows(job.a.rows.from(m0), real, ~0ull, rows.data());
         for (int64_t panel = 0; panel < count; ++panel) {
           kernel.multiply(rows.data(), ceil_div(real, kMatrixRows) * kMatrixRows,
                           spread + panel * panel_bytes, steps, counts.data());
