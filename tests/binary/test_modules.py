@@ -28,6 +28,14 @@ def make(kind, **options):
     return LAYERS[kind](**options)
 
 
+def make_trained(kind, **options):
+    """Weights that leave the first period of the wave, and an alpha of its own."""
+    layer = make(kind, **options)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.alpha)
+    return layer
+
+
 def input_of(kind, dtype=torch.float32):
     return normals(*((4, 300) if "linear" in kind else (2, 12, 7, 6)), dtype=dtype)
 
@@ -39,7 +47,7 @@ def input_of(kind, dtype=torch.float32):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_module_is_its_function(kind, bias, dtype):
-    layer = make(kind, bias=bias, surrogate="approxsign")
+    layer = make_trained(kind, bias=bias, surrogate="approxsign")
     x = input_of(kind, dtype).requires_grad_()
     omega = layer.omega if "biper" in kind else None
     inputs = (x, layer.weight, layer.alpha, layer.bias, omega)
@@ -62,8 +70,7 @@ def test_a_module_is_its_function(kind, bias, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stage", [1, 2])
 def test_narrow_modules(kind, dtype, stage):
-    layer = binary.set_stage(make(kind), stage)
-    nn.init.normal_(layer.alpha)
+    layer = binary.set_stage(make_trained(kind), stage)
     narrow = copy.deepcopy(layer).to(dtype)
     # The same numbers in float32.
     layer.load_state_dict(narrow.state_dict())
@@ -168,8 +175,7 @@ def test_both_stages_learn(surrogate):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_frozen_layer_gives_the_same_bits(kind, bias, dtype, isa):
-    layer = make(kind, bias=bias)
-    nn.init.normal_(layer.alpha)
+    layer = make_trained(kind, bias=bias)
     x = input_of(kind, dtype)
     frozen = layer.freeze()
     assert house.same_bits(frozen(x), layer(x))
@@ -206,7 +212,7 @@ def round_trips():
 @every_layer
 @pytest.mark.parametrize("file", ["torch", "safetensors"])
 def test_a_frozen_layer_survives_a_file(kind, file):
-    frozen, x = make(kind).freeze(), input_of(kind)
+    frozen, x = make_trained(kind).freeze(), input_of(kind)
     state = round_trips()[file](frozen.state_dict())
     fresh = make(kind, bias=True).freeze()
     fresh.bits.zero_()
