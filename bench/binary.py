@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 from binary_cases import (
-    LOOKUP,
+    BITS,
     Convolution,
     Operands,
     compare_product,
@@ -32,7 +32,7 @@ from timing import interleave
 from nnkernels import _host, binary
 from nnkernels.binary import reference
 
-bench = Bench("binary", __doc__, probes={"lookup": LOOKUP})
+bench = Bench("binary", __doc__, probes={"bits": BITS})
 
 SIZES = (1024, 2048, 4096)
 # The dimensions that --full grows one at a time.
@@ -168,7 +168,7 @@ def convolution(run: Run) -> None:
                 check=case.check,
                 requirement=">= 6x",
                 headline=(size, batch) == (14, 8),
-                work=Work(ops=case.macs, bytes=8 * case.x.numel(), rate="lookup"),
+                work=Work(ops=case.macs, bytes=8 * case.x.numel(), rate="bits"),
             )
 
 

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from common import Run, Work, check_close
 from machine import Probe, register_probe
+from nnkernels._host import active_isa
 from rows import Row
 
 from nnkernels import binary
 from nnkernels.binary import reference
 
-# The main kernel adds three table entries for 960 products in 11 instructions: 430 products in the
-# cycle that does 16 fp32 multiply-adds with AVX2.
+# The lookup kernel adds three table entries for 960 products in 11 instructions: 430 products in
+# the cycle that does 16 fp32 multiply-adds with AVX2. AMX does 16 x 16 x 64 products in 16 cycles:
+# 1024 in the cycle that does 32 fp32 multiply-adds with AVX-512.
 LOOKUPS_PER_FMA = 430 / 16
+MATRIX_PER_FMA = 1024 / 32
 
 
-def _lookup_rate(threads: int) -> tuple[float, str]:
+def _has_matrix_unit() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return active_isa() == "avx512" and cpuinfo.exists() and " amx_int8" in cpuinfo.read_text()
+
+
+def _bits_rate(threads: int) -> tuple[float, str]:
     rate, how = register_probe("fma").rate(threads)
-    return LOOKUPS_PER_FMA * rate, f"counted, {LOOKUPS_PER_FMA:.1f} times fma ({how})"
+    times, kernel = (MATRIX_PER_FMA, "AMX") if _has_matrix_unit() else (LOOKUPS_PER_FMA, "lookups")
+    return times * rate, f"counted for {kernel}, {times:.1f} times fma ({how})"
 
 
-LOOKUP = Probe("MAC", _lookup_rate, per_isa=True)
+BITS = Probe("MAC", _bits_rate, per_isa=True)
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -36,7 +46,7 @@ def some(count: int, wanted: int = 12) -> torch.Tensor:
 
 def product_work(M: int, N: int, K: int, moved: float = 0.0, out_size: int = 4) -> Work:
     """Operands as bits (or `moved` bytes of them) and the result move once."""
-    return Work(ops=M * N * K, bytes=(moved or (M + N) * K / 8) + M * N * out_size, rate="lookup")
+    return Work(ops=M * N * K, bytes=(moved or (M + N) * K / 8) + M * N * out_size, rate="bits")
 
 
 def check_product(
