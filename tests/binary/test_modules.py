@@ -274,8 +274,8 @@ def test_freeze_of_a_model():
         BinaryLinear(8 * 36, 4),
     )
     model(normals(5, 3, 6, 6))
-    model.eval()
     frozen = binary.freeze(model)
+    model.eval()
     x = normals(2, 3, 6, 6, seed=1)
     assert house.same_bits(frozen(x), model(x))
     assert isinstance(model[0], BiPerConv2d)
