@@ -178,13 +178,26 @@ def run_python(code, **environment):
         )
 
 
+# A rank ends without taking the interpreter down. DTensor's caches keep the process group, and so
+# gloo's threads, beyond destroy_process_group; one that lets go of a tensor while the interpreter
+# goes down aborts the process ("terminate called without an active exception").
+_RANK = """
+import os, runpy, sys
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
 def run_ranks(script, count=2, timeout=120):
     """Runs `script FILE` as ranks 0 to count-1 of a process group that meets at FILE."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(script), str(Path(folder) / "meeting")],
+                [sys.executable, "-c", _RANK, str(script), str(Path(folder) / "meeting")],
                 env=environment | {"RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
