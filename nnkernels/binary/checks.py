@@ -320,7 +320,7 @@ def check_planes_matmul(op, a_planes, b_planes, K):
             f"{_checks.shape(b_planes)}, expected [planes, rows, W(K)] each"
         )
     planes = a_planes.shape[0], b_planes.shape[0]
-    if min(planes) < 1 or sum(planes) > 32 or MAX_K >> (sum(planes) - 2) < K:
+    if min(planes) < 1 or MAX_K >> (sum(planes) - 2) < K:
         raise ValueError(
             f"{op}: sums of {planes[0]}-bit by {planes[1]}-bit products over K={K} do not fit "
             "32 bits"

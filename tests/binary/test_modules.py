@@ -130,7 +130,7 @@ def test_stage_1_has_real_weights(pad_mode):
 def test_stage_2_begins_with_the_weights_of_stage_1():
     layer = BiPerLinear(300, 7)
     state = {key: value.clone() for key, value in layer.state_dict().items()}
-    layer.stage = 2
+    binary.set_stage(nn.Sequential(nn.Sequential(layer)), 2)
     assert all(torch.equal(value, state[key]) for key, value in layer.state_dict().items())
     signs = torch.where(torch.sin(20 * layer.weight) < 0, -1.0, 1.0)
     x = normals(4, 300)
@@ -354,21 +354,21 @@ def test_repr_shows_the_options():
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_folding_is_exact_for_every_sum(scaled):
-    N, K = 400, 301
+    N, K, eps = 400, 301, 0.5
     g, beta, mu = (normals(N, seed=seed) * 3 for seed in (1, 2, 3))
     mu = mu * 20
     var = normals(N, seed=4).square() * 100
     g[:5], var[5:8] = 0, 0
     g[8:16], beta[8:16], mu[8:16] = 1, 0, torch.arange(-4.0, 4.0)
     scale, bias = (normals(N, seed=5), normals(N, seed=6)) if scaled else (None, None)
-    thresh, direction = binary.fold_bn(g, beta, mu, var, 1e-5, K, scale, bias)
+    thresh, direction = binary.fold_bn(g, beta, mu, var, eps, K, scale, bias)
     assert thresh.dtype == torch.int32
     assert direction.dtype == torch.int8
     dot = torch.arange(-K, K + 1)[:, None]
     y = dot.float()
     if scaled:
         y = y * scale + bias
-    y = g * ((y - mu) / torch.sqrt(var + 1e-5)) + beta
+    y = g * ((y - mu) / torch.sqrt(var + eps)) + beta
     bit = torch.where(
         direction > 0, dot < thresh, torch.where(direction < 0, dot > thresh, thresh != 0)
     )
