@@ -22,35 +22,42 @@ void copy_words(const int32_t* from, int64_t count, int32_t* to) {
   memcpy(to, from, static_cast<size_t>(words > 0 ? words : count) * sizeof(int32_t));
 }
 
-// The rows of output pixels [begin, end) of all images, for one group.
 template <int words>
-void gather_pixels(const ConvShape& s, const int32_t* x, const std::vector<TapRange>& ys,
-                   const std::vector<TapRange>& xs, int64_t group, int64_t begin, int64_t end,
+void clear_words(int64_t count, int32_t* to) {
+  memset(to, 0, static_cast<size_t>(words > 0 ? words : count) * sizeof(int32_t));
+}
+
+// The rows of output pixels [begin, end) of all images, for one group: tap by tap for the pixels of
+// an output row.
+template <int words>
+void gather_pixels(const ConvShape& s, const int32_t* x, int64_t group, int64_t begin, int64_t end,
                    uint8_t* out) {
-  const auto width = static_cast<int64_t>(xs.size()), height = static_cast<int64_t>(ys.size());
+  const int64_t width = s.out_width(), height = s.out_height();
   const int64_t count = tap_words(s), pixel_words = s.groups * s.group_words();
-  const int64_t bytes = gathered_bytes(s);
-  for (int64_t pixel = begin; pixel < end; ++pixel, out += bytes) {
-    const TapRange& y = ys[pixel / width % height];
-    const TapRange& x_range = xs[pixel % width];
-    const int32_t* image =
-        x + pixel / (width * height) * s.H * s.W * pixel_words + group * s.group_words();
-    auto* to = reinterpret_cast<int32_t*>(out);
-    memset(out + bytes - 8, 0, 8);
-    for (int64_t i = 0; i < s.KH; ++i, to += s.KW * count) {
-      const bool row_inside = i >= y.first && i < y.last;
-      const int64_t first = row_inside ? x_range.first : s.KW,
-                    last = row_inside ? x_range.last : s.KW;
-      if (first > 0) memset(to, 0, static_cast<size_t>(first * count) * sizeof(int32_t));
-      const int32_t* from =
-          image + ((y.origin + i * s.dilation[0]) * s.W + x_range.origin) * pixel_words;
-      for (int64_t j = first; j < last; ++j) {
-        copy_words<words>(from + j * s.dilation[1] * pixel_words, count, to + j * count);
+  const int64_t pitch = gathered_bytes(s) / 4;
+  const bool odd = pitch != s.KH * s.KW * count;
+  auto* to = reinterpret_cast<int32_t*>(out);
+  for (int64_t pixel = begin; pixel < end;) {
+    const int64_t first = pixel % width, last = std::min(width, first + end - pixel);
+    const int64_t y = pixel / width % height, image = pixel / (width * height);
+    const int32_t* from = x + image * s.H * s.W * pixel_words + group * s.group_words();
+    for (int64_t tap = 0; tap < s.KH * s.KW; ++tap) {
+      const int64_t in_y = y * s.stride[0] - s.padding[0] + tap / s.KW * s.dilation[0];
+      const int64_t origin = tap % s.KW * s.dilation[1] - s.padding[1];
+      const bool inside = in_y >= 0 && in_y < s.H;
+      const auto [low, high] =
+          outputs_inside(origin, s.stride[1], s.W, first, inside ? last : first);
+      const int32_t* row = from + (in_y * s.W + origin) * pixel_words;
+      int32_t* at = to + tap * count;
+      for (int64_t i = first; i < low; ++i) clear_words<words>(count, at + (i - first) * pitch);
+      for (int64_t i = low; i < high; ++i) {
+        copy_words<words>(row + i * s.stride[1] * pixel_words, count, at + (i - first) * pitch);
       }
-      if (last < s.KW) {
-        memset(to + last * count, 0, static_cast<size_t>((s.KW - last) * count) * sizeof(int32_t));
-      }
+      for (int64_t i = high; i < last; ++i) clear_words<words>(count, at + (i - first) * pitch);
     }
+    for (int64_t i = first; odd && i < last; ++i) to[(i - first) * pitch + pitch - 1] = 0;
+    to += (last - first) * pitch;
+    pixel += last - first;
   }
 }
 
@@ -102,10 +109,19 @@ class Corrections {
     }
   }
 
-  // For output pixel (y, x): a vector over O, or nullptr where all taps are inside.
-  const int32_t* at(int64_t y, int64_t x) const {
-    const size_t kind = y_class_[y] * x_kinds_.size() + x_class_[x];
-    return full_[kind] ? nullptr : vectors_.data() + kind * O_;
+  // For `count` output pixels from `first` on: a vector over the outputs from `o` on, or nullptr
+  // where all taps are inside.
+  void rows(int64_t first, int64_t count, int64_t o, const int32_t** out) const {
+    const auto width = static_cast<int64_t>(x_class_.size());
+    const auto height = static_cast<int64_t>(y_class_.size());
+    int64_t x = first % width, y = first / width % height;
+    for (int64_t i = 0; i < count; ++i) {
+      const size_t kind = y_class_[y] * x_kinds_.size() + x_class_[x];
+      out[i] = full_[kind] ? nullptr : vectors_.data() + kind * O_ + o;
+      if (++x < width) continue;
+      x = 0;
+      y = y + 1 == height ? 0 : y + 1;
+    }
   }
 
  private:
@@ -152,7 +168,8 @@ void prepare_weights(const ConvShape& s, const int32_t* w, int64_t group, Weight
     gather_weights(s, w, group * count, count, weights.rows.data());
     weights.operand = {{weights.rows.data(), bytes, bytes}, count};
   }
-  if (kernels().slice != nullptr) {
+  // A matrix unit takes the rows as they are.
+  if (kernels().slice != nullptr && kernels().matrix == nullptr) {
     const int64_t chunks = chunk_count(gathered_bits(s));
     weights.slices.reserve(slice_words(count, chunks));
     slice_operand(weights.operand, chunks, weights.slices.data(), parallel);
@@ -267,7 +284,7 @@ void conv2d(const Conv2dArgs& args, const Parallel& parallel) {
         a.rows.data = reinterpret_cast<const uint8_t*>(args.x) + first * a.rows.pitch + g * bytes;
       } else {
         parallel_for(parallel, count, 256, [&](int64_t begin, int64_t end) {
-          gather(s, args.x, ys, xs, g, first + begin, first + end, rows + begin * bytes);
+          gather(s, args.x, g, first + begin, first + end, rows + begin * bytes);
         });
         a.rows.data = rows;
       }
@@ -278,12 +295,10 @@ void conv2d(const Conv2dArgs& args, const Parallel& parallel) {
         store.row_stride = s.O;
         store.first_row = 0;
       }
-      for (int64_t i = 0; corrections && i < count; ++i) {
-        const int64_t pixel = (first + i) % plane, width = s.out_width();
-        const int32_t* vector = corrections->at(pixel / width, pixel % width);
-        corr_rows[i] = vector != nullptr ? vector + g * store.N : nullptr;
+      if (corrections) {
+        corrections->rows(first, count, g * store.N, corr_rows.data());
+        store.corr = corr_rows.data();
       }
-      if (corrections) store.corr = corr_rows.data();
       product(a, weights[g].operand, gathered_bits(s), args.algo, store, parallel);
     }
     if (sign_groups) store_signs(args, first, count, dots.data(), parallel);

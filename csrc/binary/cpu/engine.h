@@ -25,7 +25,7 @@ constexpr int64_t kGroups = 24;  // per chunk
 constexpr int64_t kPatterns = 32;
 // Rows that are packed together when they, not the columns, lie next to each other: enough of each
 // column to be read in whole cache lines.
-constexpr int64_t kColumnRows = 128;
+constexpr int64_t kColumnRows = 512;
 // A block of a gradient product: rows of the result, and terms of a sum.
 constexpr int64_t kGradRows = 96;
 constexpr int64_t kGradDepth = 256;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "binary/binary.h"
@@ -25,6 +26,15 @@ inline TapRange tap_range(int64_t out, int64_t stride, int64_t padding, int64_t 
   range.first = std::min(range.first, taps);
   range.last = std::max(range.first, std::min(range.last, taps));
   return range;
+}
+
+// The outputs in [first, last), i, whose input i * stride + origin is in [0, size).
+inline std::pair<int64_t, int64_t> outputs_inside(int64_t origin, int64_t stride, int64_t size,
+                                                  int64_t first, int64_t last) {
+  const int64_t low = origin < 0 ? (stride - 1 - origin) / stride : 0;
+  const int64_t high = origin < size ? (size - 1 - origin) / stride + 1 : 0;
+  const int64_t begin = std::clamp(low, first, last);
+  return {begin, std::clamp(high, begin, last)};
 }
 
 // The ranges of all output rows (axis 0) or columns (axis 1).
