@@ -99,16 +99,21 @@ def test_batches(isa, batch):
     check(binary.conv2d(*call), reference.conv2d(*call))
 
 
-@pytest.mark.parametrize(("kernel", "groups"), [(3, 1), (3, 2), (1, 2)])
-def test_many_pixels(isa, kernel, groups):
-    # More than a block of pixels, which ends within an image, and a result of over a megabyte.
-    window = (30, 32, 8, 96, kernel, kernel, 1, kernel // 2, 1, groups)
-    x, w, options = convolution(window, batch=3)
-    call = (*packed_convolution(x, w, groups), 8)
+MANY_PIXELS = [(30, 32, 8, 96, 3, 3, 1, 1, 1, 1), (30, 32, 8, 96, 3, 3, 1, 1, 1, 2)]
+MANY_PIXELS += [(30, 32, 8, 96, 1, 1, 1, 0, 1, 2), (40, 41, 64, 32, 3, 3, 1, 1, 1, 1)]
+
+
+@pytest.mark.parametrize("window", MANY_PIXELS, ids=name)
+def test_many_pixels(isa, window):
+    # More than a block of pixels or images, which ends within an image or the batch, and a result
+    # of over a megabyte.
+    C, O, groups = window[2], window[3], window[-1]  # noqa: E741
+    x, w, options = convolution(window, batch=6 if C == 64 else 3)
+    call = (*packed_convolution(x, w, groups), C)
     expected = direct_convolution(x, w, *options, "zero").int()
     check(binary.conv2d(*call, *options, nchw=True), expected)
     check(binary.conv2d(*call, *options), expected.permute(0, 2, 3, 1).contiguous())
-    thresh, direction = torch.zeros(96, dtype=torch.int32), torch.ones(96, dtype=torch.int8)
+    thresh, direction = torch.zeros(O, dtype=torch.int32), torch.ones(O, dtype=torch.int8)
     got = binary.conv2d_sign(*call, thresh, direction, *options)
     assert torch.equal(got, reference.pack(expected.permute(0, 2, 3, 1).float()))
 
