@@ -92,6 +92,13 @@ def refuse_functorch(op: str):
         )
 
 
+def refuse_gradients(op: str, hint: str, *inputs: Tensor | None):
+    """An operator without a derivative: nothing may ask for one."""
+    refuse_tangents(op, *inputs)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        raise RuntimeError(f"{op}: an input requires a gradient, but it has no derivative; {hint}")
+
+
 def needs_grad(op: str, grad: str | None, *inputs: Tensor | None) -> bool:
     """Whether autograd must record the call; it cannot where `grad` names no derivative."""
     refuse_tangents(op, *inputs)

@@ -7,8 +7,9 @@ without `grad`, X_bwd takes the gradient from upstream, the saved values and the
 import functools
 
 import torch
+from torch import Tensor
 
-from nnkernels._checks import needs_grad, refuse_functorch, refuse_tangents
+from nnkernels._checks import needs_grad, refuse_functorch, refuse_gradients, refuse_tangents
 
 _library = torch.library.Library("nnkernels", "FRAGMENT")
 
@@ -25,6 +26,28 @@ def register_fake(names, fake):
 
     for name in names:
         torch.library.register_fake(f"nnkernels::{name}", kernel, lib=_library)
+
+
+def register_refusal(name, hint):
+    """Makes operator `name`, which has no derivative, refuse inputs that require a gradient."""
+    operator = getattr(torch.ops.nnkernels, name).default
+
+    def kernel(*inputs, **options):
+        given = (*inputs, *options.values())
+        refuse_gradients(name, hint, *(x for x in given if isinstance(x, Tensor)))
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs, **options)
+
+    _library.impl(name, kernel, "Autograd")
+
+
+def register_single_backward(name):
+    """Makes the gradients that operator `name`_bwd computes refuse to be differentiated again."""
+
+    def refuse(ctx, *gradients):
+        raise RuntimeError(f"{name}: double backward is not supported")
+
+    torch.library.register_autograd(f"nnkernels::{name}_bwd", refuse, lib=_library)
 
 
 def register_autograd(name, *, inputs, saved, choices, constants=()):
@@ -81,8 +104,5 @@ def register_autograd(name, *, inputs, saved, choices, constants=()):
         refuse_functorch(name)
         return Function.apply(grad, keywords, *tensors)
 
-    def refuse(ctx, *gradients):
-        raise RuntimeError(f"{name}: double backward is not supported")
-
     _library.impl(name, kernel, "Autograd")
-    torch.library.register_autograd(f"nnkernels::{name}_bwd", refuse, lib=_library)
+    register_single_backward(name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnkernels import _checks
+from nnkernels._registration import register_refusal, register_single_backward
 from nnkernels.binary import checks
 
 _ops = torch.ops.nnkernels
@@ -74,19 +75,6 @@ def _recorded(name: str, *values: Tensor | None) -> bool:
 
 # ---- products of bits have no derivative ----
 
-
-def _refuse_gradients(name):
-    operator = getattr(_ops, name).default
-
-    def kernel(*inputs, **options):
-        given = (*inputs, *options.values())
-        checks.refuse_gradients(name, *(v for v in given if isinstance(v, Tensor)))
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*inputs, **options)
-
-    _library.impl(name, kernel, "Autograd")
-
-
 for _name in (
     "binary_matmul",
     "binary_matmul_prepacked",
@@ -95,7 +83,7 @@ for _name in (
     "binary_conv2d",
     "binary_int8_matmul",
 ):
-    _refuse_gradients(_name)
+    register_refusal(_name, checks.NO_GRADIENT)
 
 
 # ---- binarize and the square wave as values ----
@@ -238,11 +226,8 @@ def _register_layer(name, extent, channel):
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(_ops, name)(x, w, alpha, bias, omega, *window, surrogate=surrogate)
 
-    def refuse(ctx, *gradients):
-        raise RuntimeError(f"{name}: double backward is not supported")
-
     _library.impl(name, kernel, "Autograd")
-    torch.library.register_autograd(f"nnkernels::{name}_bwd", refuse, lib=_library)
+    register_single_backward(name)
 
 
 _register_layer("binary_linear_train", extent="K", channel=-1)

@@ -467,12 +467,12 @@ def check_conv2d_train(
     return sizes
 
 
+# Why products of bits refuse inputs that require a gradient.
+NO_GRADIENT = (
+    "use linear_train, conv2d_train or a module for products of bits, detach the inputs or call "
+    "under torch.no_grad()"
+)
+
+
 def refuse_gradients(op, *values: Tensor | None):
-    """Products of bits have no derivative: nothing may ask for one."""
-    _checks.refuse_tangents(op, *values)
-    if torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values):
-        raise RuntimeError(
-            f"{op}: an input requires a gradient, but products of packed bits have none; use "
-            "linear_train, conv2d_train or a module, detach the inputs or call under "
-            "torch.no_grad()"
-        )
+    _checks.refuse_gradients(op, NO_GRADIENT, *values)

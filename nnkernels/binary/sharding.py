@@ -4,42 +4,9 @@ Results may be sharded along batch, row and column dimensions, never along packe
 bits has no owner on two ranks. Gradients that sum over a sharded dimension come as partial sums.
 """
 
-import torch
 from torch.distributed.tensor import Partial, Replicate, Shard
-from torch.distributed.tensor.experimental import register_sharding
 
-_ops = torch.ops.nnkernels
-
-
-def _register(name, rules):
-    """Registers an operator that may be whole on every rank or follow `rules`.
-
-    rules(**arguments) yields (placements of the results, {argument: placement}); the arguments it
-    does not name are whole.
-    """
-    operator = getattr(_ops, name).default
-    names = [argument.name for argument in operator._schema.arguments]
-    outputs = len(operator._schema.returns)
-
-    @register_sharding(operator)
-    def sharding(*positional, **options):
-        arguments = dict(zip(names, positional, strict=False))
-
-        def inputs(placements):
-            def placed(key, value):
-                return placements.get(key, Replicate()) if hasattr(value, "placements") else None
-
-            given = [placed(key, value) for key, value in options.items()]
-            return [
-                *(placed(key, value) for key, value in arguments.items()),
-                *(placement for placement in given if placement is not None),
-            ]
-
-        found = [([Replicate()] * outputs, inputs({}))]
-        for results, placements in rules(**arguments, **options):
-            found.append((list(results), inputs(placements)))
-        return found
-
+from nnkernels._sharding import register
 
 # ---- packing ----
 
@@ -62,14 +29,14 @@ def _elements(first):
     return rules
 
 
-_register("binary_pack", _rows("x", 1))
-_register("binary_pack_rowpop", _rows("x", 2))
-_register("binary_unpack", _rows("bits", 1))
-_register("binary_pack_biper", _rows("w", 1))
-_register("binary_pack_ternary", _rows("t", 2))
-_register("binary_popcount", _elements("t"))
-_register("binary_binarize", _elements("x"))
-_register("binary_square_wave", _elements("w"))
+register("binary_pack", _rows("x", 1))
+register("binary_pack_rowpop", _rows("x", 2))
+register("binary_unpack", _rows("bits", 1))
+register("binary_pack_biper", _rows("w", 1))
+register("binary_pack_ternary", _rows("t", 2))
+register("binary_popcount", _elements("t"))
+register("binary_binarize", _elements("x"))
+register("binary_square_wave", _elements("w"))
 
 
 # ---- products ----
@@ -97,20 +64,20 @@ def _linear(x, **arguments):
         yield [Shard(x.ndim - 1)], dict.fromkeys(keys, Shard(0))
 
 
-_register("binary_matmul", _matmul)
-_register("binary_hamming", _matmul)
-_register("binary_matmul_sign", lambda a, b, **_: list(_matmul(a, b))[:-1])
-_register(
+register("binary_matmul", _matmul)
+register("binary_hamming", _matmul)
+register("binary_matmul_sign", lambda a, b, **_: list(_matmul(a, b))[:-1])
+register(
     "binary_matmul_prepacked",
     lambda a, **_: (
         ([Shard(dim)], {key: Shard(dim) for key in ("a", "row_scale", "a_pop")})
         for dim in range(a.ndim - 1)
     ),
 )
-_register("binary_linear", _linear)
-_register("binary_linear_prepacked", _linear)
-_register("binary_int8_matmul", _linear)
-_register(
+register("binary_linear", _linear)
+register("binary_linear_prepacked", _linear)
+register("binary_int8_matmul", _linear)
+register(
     "binary_ternary_matmul",
     lambda a_mask, **_: (
         ([Shard(dim)], {"a_mask": Shard(dim), "a_sign": Shard(dim)})
@@ -174,15 +141,15 @@ def _conv2d_train_bwd(x_inside, **arguments):
     yield _gradients(arguments, [Shard(0), Partial(), Partial()]), dict.fromkeys(keys, Shard(0))
 
 
-_register("binary_conv2d", _batch("x"))
-_register("binary_conv2d_sign", _batch("x"))
-_register("binary_maxpool2d", _batch("bits"))
-_register("binary_linear_train", _linear_train(1))
-_register("binary_linear_train_fwd", _linear_train(4))
-_register("binary_linear_train_bwd", _linear_train_bwd)
-_register("binary_conv2d_train", _conv2d_train(1))
-_register("binary_conv2d_train_fwd", _conv2d_train(4))
-_register("binary_conv2d_train_bwd", _conv2d_train_bwd)
+register("binary_conv2d", _batch("x"))
+register("binary_conv2d_sign", _batch("x"))
+register("binary_maxpool2d", _batch("bits"))
+register("binary_linear_train", _linear_train(1))
+register("binary_linear_train_fwd", _linear_train(4))
+register("binary_linear_train_bwd", _linear_train_bwd)
+register("binary_conv2d_train", _conv2d_train(1))
+register("binary_conv2d_train_fwd", _conv2d_train(4))
+register("binary_conv2d_train_bwd", _conv2d_train_bwd)
 
 for _name in ("binary_prepack", "binary_conv2d_corr", "binary_planes_matmul"):
-    _register(_name, lambda **_: ())
+    register(_name, lambda **_: ())
