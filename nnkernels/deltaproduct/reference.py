@@ -115,25 +115,28 @@ def _chunks(q, k, v, decay, beta, S, n, size):
 
 
 def _heads_first(x, heads):
-    return x.transpose(1, 2).repeat_interleave(heads // x.shape[2], 1)
+    return x.transpose(1, 2).repeat_interleave(heads // max(x.shape[2], 1), 1)
 
 
 def _run(stretch, q, k, v, g, beta, n, scale, initial_state, l2, cu_seqlens, dtype):
-    B, T, _, K = q.shape
-    H, V = v.shape[2:]
+    (B, T, _, K), (H, V) = q.shape, v.shape[2:]
     scale = K**-0.5 if scale is None else scale
+    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
+    if bounds is not None:
+        # What comes after the last sequence takes no part, NaN or not.
+        q, g = q[:, : bounds[-1]], None if g is None else g[:, : bounds[-1]]
+        k, v, beta = (x[:, : bounds[-1] * n] for x in (k, v, beta))
     q, k, v, beta = (x.to(dtype) for x in (q, k, v, beta))
     if l2:
         q, k = l2norm(q), l2norm(k)
     q, k, v = (_heads_first(x, H) for x in (q * scale, k, v))
     beta = beta.transpose(1, 2)[..., None]
     decay = None if g is None else g.to(dtype).exp().transpose(1, 2)
-    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
     count = B if bounds is None else len(bounds) - 1
     S = q.new_zeros(count, H, K, V) if initial_state is None else initial_state.to(dtype)
     if bounds is None:
         return stretch(q, k, v, decay, beta, S, n)
-    out, states = [], []
+    out, states = [], [S[:0]]
     for index, (start, end) in enumerate(itertools.pairwise(bounds)):
         rows = slice(start * n, end * n)
         o, state = stretch(
