@@ -39,7 +39,8 @@ def check_num_householder(op, n):
 
 def check_scale(op, scale):
     _checks.real(op, "scale", scale)
-    if not math.isfinite(scale):
+    # Not math.isfinite, which cannot be traced with a symbolic size.
+    if not abs(scale) < math.inf:
         raise ValueError(f"{op}: scale must be finite, got {scale}")
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from nnkernels import _checks
 from nnkernels.deltaproduct import checks, ops
+from nnkernels.deltaproduct.reference import state_dtype
 
 
 class DeltaProductCache(NamedTuple):
@@ -200,8 +201,9 @@ class GatedDeltaProduct(nn.Module):
             beta = 2 * beta
         g = None
         if self.use_forget_gate:
-            step_size = functional.softplus(self.a_proj(x).float() + self.dt_bias.float())
-            g = -self.A_log.float().exp() * step_size
+            wide = state_dtype(x.dtype)
+            step_size = functional.softplus(self.a_proj(x).to(wide) + self.dt_bias.to(wide))
+            g = -self.A_log.to(wide).exp() * step_size
         stepping = (
             cache is not None
             and cu_seqlens is None
