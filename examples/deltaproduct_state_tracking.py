@@ -45,13 +45,13 @@ S3 = {"network": {"width": 48, "heads": 2, "head_dim": 8}, "training": {"rate": 
 S4 = {
     "network": {"width": 64, "heads": 4, "head_dim": 16},
     # Words grow from three elements to all.
-    "training": {"rate": 3e-3, "first": 3},
+    "training": {"rate": 3e-3, "first": 3, "solved": 2e-5},
 }
 SETTINGS = [
     Setting("S3", 2, True, True, 1500, 120, **S3),
     Setting("S3", 1, True, False, 1500, **S3),
     Setting("S3", 2, False, False, 1500, **S3),
-    Setting("S4", 2, True, True, 4000, 300, **S4),
+    Setting("S4", 2, True, True, 3000, 300, **S4),
     Setting("S4", 1, True, False, 1500, **S4),
 ]
 
