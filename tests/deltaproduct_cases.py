@@ -50,7 +50,8 @@ class Case:
     dtype: torch.dtype = FP32
     # "one" and "two" draw beta from [0, 1] and [0, 2]; a number is beta everywhere.
     beta: str | float = "two"
-    # None, "random" (in [-1, 0]), "reset" (random, -inf at one token), or the gate everywhere.
+    # None, "random" (in [-1, 0]), "strong" and "reset" (random, but -50 or -inf at one token), or
+    # the gate everywhere.
     g: str | float | None = "random"
     # "random", "equal" (one key for ever) or "correlated" (0.9 with one key).
     keys: str = "random"
@@ -101,8 +102,8 @@ class Case:
         g = None
         if self.g is not None:
             g = -uniform(self.B, self.T, self.H)
-            if self.g == "reset":
-                g[:, self.T // 2] = -torch.inf
+            if self.g in ("strong", "reset"):
+                g[:, self.T // 2] = -50 if self.g == "strong" else -torch.inf
             elif self.g != "random":
                 g = torch.full_like(g, self.g)
         state = None

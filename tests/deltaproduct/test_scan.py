@@ -53,7 +53,7 @@ def values():
         ("random", "equal", "correlated"), ("one", "two", 0.0, 1.0, 2.0)
     ):
         yield dataclasses.replace(base, keys=keys, beta=beta, g=None)
-    for g in (None, 0.0, -1e-3, -50.0, "reset", "random"):
+    for g in (None, 0.0, -1e-3, "strong", "reset", "random"):
         for n in (1, 3):
             yield dataclasses.replace(base, g=g, n=n)
     for initial in (None, 1e4, 1e-4):
@@ -98,6 +98,18 @@ def test_dtypes(case, isa):
 )
 def test_long_sequences(case):
     check(case)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_gates_that_forget_everything(n, isa):
+    case = Case(T=40, n=n, g=-50.0)
+    got = run(deltaproduct.scan, case.inputs(), case.upstream(), **case.options)
+    want = dict(expected(case))
+    # The gradient of such a gate is 1e-22; it is a difference of terms of the size of k dk.
+    dg = want.pop("dg")
+    scale = (case.inputs()["k"] * want["dk"]).sum(-1).abs().max()
+    assert (got["dg"] - dg).abs().max() <= 5e-6 * scale
+    check_close(got, want, case.tolerances)
 
 
 def test_float32_beta_with_narrow_inputs():
