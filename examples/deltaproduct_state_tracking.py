@@ -135,7 +135,7 @@ def main():
     shown = [1, 8, 16, TRAINED, 32, 64, 96, TESTED]
     report.line("  right products at each position:")
     rows = [[str(s), *(f"{curve[at - 1]:.2f}" for at in shown)] for s, curve in curves.items()]
-    report.table(["position", *shown], rows)
+    report.table(["position", *map(str, shown)], rows)
     report.line(f"  {plot(options.plot, curves)}")
     return 1 if report.failed else 0
 
