@@ -61,23 +61,21 @@ class ShortConvolution(nn.Conv1d):
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, channels] after the inputs `cached` [N, size - 1, channels] (None for zeros) ->
         (the result, the inputs to be cached)."""
-        kept = self.kernel_size[0] - 1
-        taps = self.weight[:, 0].unbind(1)
+        kept, T = self.kernel_size[0] - 1, x.shape[1]
         if cached is None:
             count = x.shape[0] if window is None else window.state.shape[0]
             cached = x.new_zeros(count, kept, x.shape[2])
+        cached = cached.to(x.dtype)
         if window is None:
-            rows = torch.cat([cached.to(x.dtype), x], 1)
-            T = x.shape[1]
-            shifted = (rows[:, lag : lag + T] for lag in range(kept + 1))
+            rows = torch.cat([cached, x], 1)
+            # conv1d refuses an empty result.
+            y = super().forward(rows.mT).mT if T > 0 else x
             # A view would keep the whole of x alive.
-            state = rows[:, T:].clone()
-        else:
-            rows = torch.cat([cached.to(x.dtype).flatten(0, 1), x[0]])
-            shifted = (rows[index][None] for index in window.tokens.unbind(1))
-            state = rows[window.state]
-        total = sum(tap * value for tap, value in zip(taps, shifted, strict=True))
-        return functional.silu(total), state
+            return functional.silu(y), rows[:, T:].clone()
+        rows = torch.cat([cached.flatten(0, 1), x[0]])
+        taps = self.weight[:, 0].unbind(1)
+        y = sum(tap * rows[index] for tap, index in zip(taps, window.tokens.unbind(1), strict=True))
+        return functional.silu(y)[None], rows[window.state]
 
 
 class GatedDeltaProduct(nn.Module):
