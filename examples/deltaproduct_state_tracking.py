@@ -51,7 +51,7 @@ SETTINGS = [
     Setting("S3", 2, True, True, 1500, 120, **S3),
     Setting("S3", 1, True, False, 1500, **S3),
     Setting("S3", 2, False, False, 1500, **S3),
-    Setting("S4", 2, True, True, 3000, 300, **S4),
+    Setting("S4", 2, True, True, 4000, 300, **S4),
     Setting("S4", 1, True, False, 1500, **S4),
 ]
 
