@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-import nnkernels.distributed  # noqa: F401, registers the sharding rules
+import nnkernels.distributed
 from nnkernels import deltaproduct
 
 # Where batch and heads stand in each argument.
@@ -77,11 +77,56 @@ def check_map(mesh, dims, state_dim):
         assert torch.equal(a.full_tensor(), b)
 
 
+def check_parts_of_time(rank, size, method, gated):
+    """Every rank's tokens, outputs and gradients are its part of one call's."""
+    values = inputs() | ({} if gated else {"g": None})
+    leaves = {name: None if x is None else x.requires_grad_() for name, x in values.items()}
+    options = {"num_householder": N, "use_qk_l2norm": True}
+    o, state = deltaproduct.scan(**leaves, **options, output_final_state=True)
+    g, g_state = normals(*o.shape), normals(*state.shape)
+    torch.autograd.backward((o, state), (g, g_state))
+    # Parts of different lengths.
+    bounds = [0, *(20 + 15 * r for r in range(size - 1)), T]
+    start, end = bounds[rank], bounds[rank + 1]
+
+    def part(x, name):
+        if name == "initial_state":
+            return x
+        rows = N if name in ("k", "v", "beta") else 1
+        return x[:, start * rows : end * rows]
+
+    own = {
+        name: None if x is None else part(x, name).detach().clone().requires_grad_()
+        for name, x in values.items()
+    }
+    out, after = nnkernels.distributed.deltaproduct_cp(
+        **own, **options, output_final_state=True, method=method
+    )
+    torch.testing.assert_close(out, o[:, start:end], rtol=1e-4, atol=1e-5)
+    last = rank == size - 1
+    if last:
+        torch.testing.assert_close(after, state, rtol=1e-4, atol=1e-5)
+    upstream = (out, after), (g[:, start:end], g_state if last else torch.zeros_like(after))
+    torch.autograd.backward(*upstream)
+    for name, x in own.items():
+        if x is None or (name == "initial_state" and rank > 0):
+            continue
+        want = part(leaves[name].grad, name)
+        torch.testing.assert_close(x.grad, want, rtol=1e-3, atol=1e-4, msg=f"{method} {name}")
+    with torch.no_grad():
+        again, none = nnkernels.distributed.deltaproduct_cp(**own, **options, method=method)
+    assert none is None
+    assert torch.equal(again, out)
+
+
 def main(meeting):
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     mesh = init_device_mesh("cpu", (size,))
 
+    for method in ("gather", "chain"):
+        for gated in (True, False):
+            check_parts_of_time(rank, size, method, gated)
     check_scan(mesh, BATCH, 0, 0)
     check_scan(mesh, HEADS, 2, 1)
     check_scan(mesh, None, 0, 0)
