@@ -6,90 +6,102 @@
 namespace nnkernels::deltaproduct {
 namespace {
 
+// Calls f with the type as a constant.
+template <class F>
+NNK_VEC void with_type(Type type, const F& f) {
+  switch (type) {
+    case Type::float32: return f(std::integral_constant<Type, Type::float32>{});
+    case Type::bfloat16: return f(std::integral_constant<Type, Type::bfloat16>{});
+    case Type::float16: return f(std::integral_constant<Type, Type::float16>{});
+    default: return f(std::integral_constant<Type, Type::float64>{});
+  }
+}
+
 template <class Real>
-void load(Type type, const void* from, int64_t from_row, int64_t rows, int64_t columns, Real* to,
+void load(Type any, const void* from, int64_t from_row, int64_t rows, int64_t columns, Real* to,
           int64_t to_row) {
   using V = Vec<Real>;
-  for (int64_t r = 0; r < rows; ++r, to += to_row) {
-    int64_t c = 0;
-    for (; c + V::lanes <= columns; c += V::lanes) {
-      V::store(to + c, V::widen(type, from, r * from_row + c));
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < rows; ++r, to += to_row) {
+      int64_t c = 0;
+      for (; c + V::lanes <= columns; c += V::lanes) {
+        V::store(to + c, V::widen(type, from, r * from_row + c));
+      }
+      for (; c < columns; ++c) to[c] = load_number<Real>(type, from, r * from_row + c);
+      for (; c < to_row; ++c) to[c] = 0;
     }
-    for (; c < columns; ++c) to[c] = load_number<Real>(type, from, r * from_row + c);
-    for (; c < to_row; ++c) to[c] = 0;
-  }
+  });
 }
 
 template <class Real>
-void store(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Type type, void* to,
+void store(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Type any, void* to,
            int64_t to_row) {
   using V = Vec<Real>;
-  for (int64_t r = 0; r < rows; ++r, from += from_row) {
-    int64_t c = 0;
-    for (; c + V::lanes <= columns; c += V::lanes) {
-      V::narrow(type, to, r * to_row + c, V::load(from + c));
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < rows; ++r, from += from_row) {
+      int64_t c = 0;
+      for (; c + V::lanes <= columns; c += V::lanes) {
+        V::narrow(type, to, r * to_row + c, V::load(from + c));
+      }
+      for (; c < columns; ++c) store_number<Real>(type, to, r * to_row + c, from[c]);
     }
-    for (; c < columns; ++c) store_number<Real>(type, to, r * to_row + c, from[c]);
-  }
-}
-
-// Sums of a[i] . b[i], `count` at a time.
-template <class Real, int count>
-NNK_VEC void dots(const Real* const (&a)[count], const Real* const (&b)[count], int64_t n,
-                  Real (&sums)[count]) {
-  using V = Vec<Real>;
-  typename V::Reg lanes[count];
-  for (int i = 0; i < count; ++i) lanes[i] = V::zero();
-  int64_t at = 0;
-  for (; at + V::lanes <= n; at += V::lanes) {
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      lanes[i] = V::fma(V::load(a[i] + at), V::load(b[i] + at), lanes[i]);
-    }
-  }
-  if (at < n) {
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      lanes[i] =
-          V::fma(V::load_first(a[i] + at, n - at), V::load_first(b[i] + at, n - at), lanes[i]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) sums[i] = V::sum(lanes[i]);
+  });
 }
 
 template <class Real>
 Real dot(const Real* a, const Real* b, int64_t n) {
-  Real sums[1];
-  dots<Real, 1>({a}, {b}, n, sums);
-  return sums[0];
+  using V = Vec<Real>;
+  typename V::Reg sum = V::zero();
+  int64_t at = 0;
+  for (; at + V::lanes <= n; at += V::lanes) sum = V::fma(V::load(a + at), V::load(b + at), sum);
+  if (at < n) sum = V::fma(V::load_first(a + at, n - at), V::load_first(b + at, n - at), sum);
+  return V::sum(sum);
 }
 
 template <class Real, int steps, int outputs>
 NNK_VEC void products_of(const Group<Real>& group, int64_t K, Products<Real>& products) {
-  constexpr int pairs = steps * (steps - 1) / 2 + (outputs == 2 ? 3 : steps * outputs);
-  if constexpr (pairs > 0) {
-    const Real* a[pairs];
-    const Real* b[pairs];
-    Real* results[pairs];
-    int count = 0;
-    for (int j = 1; j < steps; ++j) {
-      for (int i = 0; i < j; ++i) {
-        a[count] = group.k[j];
-        b[count] = group.k[i];
-        results[count++] = &products.kk[j][i];
-      }
+  using V = Vec<Real>;
+  using Reg = typename V::Reg;
+  Reg kk[kMaxSteps][kMaxSteps], qk[kMaxOutputs][kMaxSteps];
+#pragma GCC unroll 4
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 4
+    for (int j = i + 1; j < steps; ++j) kk[j][i] = V::zero();
+#pragma GCC unroll 2
+    for (int t = 0; t < outputs; ++t) qk[t][i] = V::zero();
+  }
+  const auto add = [&](const auto& load) __attribute__((always_inline)) {
+    Reg k[steps];
+#pragma GCC unroll 4
+    for (int j = 0; j < steps; ++j) {
+      k[j] = load(group.k[j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < j; ++i) kk[j][i] = V::fma(k[j], k[i], kk[j][i]);
     }
+#pragma GCC unroll 2
     for (int t = 0; t < outputs; ++t) {
+      const Reg q = load(group.q[t]);
+      // Of two outputs the first sees one micro-step.
+#pragma GCC unroll 4
       for (int i = 0; i < (outputs == 2 ? t + 1 : steps); ++i) {
-        a[count] = group.q[t];
-        b[count] = group.k[i];
-        results[count++] = &products.qk[t][i];
+        qk[t][i] = V::fma(q, k[i], qk[t][i]);
       }
     }
-    Real sums[pairs];
-    dots<Real, pairs>(a, b, K, sums);
-    for (int i = 0; i < pairs; ++i) *results[i] = sums[i];
+  };
+  int64_t at = 0;
+  for (; at + V::lanes <= K; at += V::lanes) {
+    add([at](const Real* row) __attribute__((always_inline)) { return V::load(row + at); });
+  }
+  if (at < K) {
+    add([at, K](const Real* row)
+            __attribute__((always_inline)) { return V::load_first(row + at, K - at); });
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < steps; ++i) {
+#pragma GCC unroll 4
+    for (int j = i + 1; j < steps; ++j) products.kk[j][i] = V::sum(kk[j][i]);
+#pragma GCC unroll 2
+    for (int t = 0; t < outputs; ++t) products.qk[t][i] = V::sum(qk[t][i]);
   }
 }
 
@@ -108,11 +120,16 @@ void group_products(const Group<Real>& group, int64_t K, Products<Real>& product
 template <class Real>
 void transpose(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Real* to,
                int64_t to_row) {
-  for (int64_t r = 0; r < rows; r += 8) {
-    for (int64_t c = 0; c < columns; ++c) {
-      for (int64_t i = r; i < (r + 8 < rows ? r + 8 : rows); ++i) {
-        to[c * to_row + i] = from[i * from_row + c];
-      }
+  constexpr int64_t block = Vec<Real>::block;
+  const int64_t whole_rows = rows / block * block, whole_columns = columns / block * block;
+  for (int64_t r = 0; r < whole_rows; r += block) {
+    for (int64_t c = 0; c < whole_columns; c += block) {
+      Vec<Real>::transpose_block(from + r * from_row + c, from_row, to + c * to_row + r, to_row);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      to[c * to_row + r] = from[r * from_row + c];
     }
   }
 }

@@ -54,9 +54,12 @@ struct Item {
   int64_t sequence, key_head, head_part, column_part;
 };
 
+// Short chunks have less to do inside, long ones fewer products with the state.
+constexpr int64_t kChunkTokens = 16, kChunkSteps = 24;
+
 int64_t chunk_tokens(int64_t n) {
-  int64_t tokens = 16;
-  while (tokens > 1 && tokens * n > 32) tokens /= 2;
+  int64_t tokens = kChunkTokens;
+  while (tokens > 1 && tokens * n > kChunkSteps) tokens /= 2;
   return tokens;
 }
 
@@ -101,12 +104,12 @@ class Worker {
     turned_d_ = zeros(16, std::max(column_row_, row_) * step_row_);
     turned_rows_ = zeros(17, a_.K * stack_row_);
     turned_columns_ = zeros(18, a_.K * step_row_);
-    numbers_ = buffers_[19].get(kSpacing * (3 * n_ + 6 + tokens_));
+    numbers_ = buffers_[19].get(kSpacing * (3 * n_ + 6 + steps_));
     gate_ = numbers_;
     from_start_ = gate_ + kSpacing;
     to_chunk_end_ = from_start_ + kSpacing;
     between_ = to_chunk_end_ + kSpacing;
-    beta_ = between_ + kSpacing * tokens_;
+    beta_ = between_ + kSpacing * steps_;
     grad_beta_ = beta_ + kSpacing * n_;
     grad_gate_ = grad_beta_ + kSpacing * n_;
     norms_ = grad_gate_ + kSpacing;
@@ -191,8 +194,8 @@ class Worker {
   Real* state(const Chunk& chunk) const { return states_ + chunk.c * state_size(); }
   Real* end_state(const Chunk& chunk) const { return state(chunk) + state_size(); }
   Real* beta(const Chunk& chunk) const { return beta_ + chunk.c * steps_; }
-  // E(s, t), at [t * tokens_ + s].
-  Real* between(const Chunk& chunk) const { return between_ + chunk.c * tokens_ * tokens_; }
+  // At [t * steps_ + j]: E(s, t) for the token s of micro-step j.
+  Real* between(const Chunk& chunk) const { return between_ + chunk.c * tokens_ * steps_; }
   Real chunk_gate(const Chunk& chunk) const {
     return from_start_[chunk.c * tokens_ + chunk.tokens - 1];
   }
@@ -261,13 +264,12 @@ class Worker {
         const Real gate = gate_[first + t];
         since_start *= gate;
         from_start_[first + t] = since_start;
-        for (int64_t s = 0; s < t; ++s) {
-          table[t * tokens_ + s] = table[(t - 1) * tokens_ + s] * gate;
-        }
-        table[t * tokens_ + t] = 1;
+        Real* row = table + t * steps_;
+        for (int64_t j = 0; j < t * n_; ++j) row[j] = row[j - steps_] * gate;
+        for (int64_t j = t * n_; j < (t + 1) * n_; ++j) row[j] = 1;
       }
       for (int64_t s = 0; s < chunk.tokens; ++s) {
-        to_chunk_end_[first + s] = table[(chunk.tokens - 1) * tokens_ + s];
+        to_chunk_end_[first + s] = table[(chunk.tokens - 1) * steps_ + s * n_];
       }
     });
   }
@@ -302,11 +304,8 @@ class Worker {
   // factor * decay * from for the micro-steps that token t sees, else 0.
   void mask_row(const Chunk& chunk, int64_t t, int64_t steps, Real factor, const Real* from,
                 Real* to) const {
-    const Real* decays = between(chunk) + t * tokens_;
-    for (int64_t s = 0; s * n_ < steps; ++s) {
-      const Real decay = factor * decays[s];
-      for (int64_t j = s * n_; j < std::min((s + 1) * n_, steps); ++j) to[j] = decay * from[j];
-    }
+    const Real* decays = between(chunk) + t * steps_;
+    for (int64_t j = 0; j < steps; ++j) to[j] = factor * decays[j] * from[j];
     for (int64_t j = steps; j < chunk.steps; ++j) to[j] = 0;
   }
 

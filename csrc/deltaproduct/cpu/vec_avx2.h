@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "deltaproduct/cpu/transpose_avx2.h"
 #include "deltaproduct/deltaproduct_math.h"
 
 namespace nnkernels::deltaproduct {
@@ -18,7 +19,7 @@ NNK_VEC __m256i first_words(int64_t count) {
 }
 
 template <>
-struct Vec<float> {
+struct Vec<float> : Blocks<float> {
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2, tile_rows = 6, tile_vectors = 2;
   using Reg = __m256;
@@ -86,7 +87,7 @@ struct Vec<float> {
 };
 
 template <>
-struct Vec<double> {
+struct Vec<double> : Blocks<double> {
   static constexpr int lanes = 4;
   static constexpr int panel_vectors = 2, tile_rows = 6, tile_vectors = 2;
   using Reg = __m256d;

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "deltaproduct/cpu/transpose_avx2.h"
 #include "deltaproduct/deltaproduct_math.h"
 
 namespace nnkernels::deltaproduct {
@@ -12,7 +13,7 @@ template <class Real>
 struct Vec;
 
 template <>
-struct Vec<float> {
+struct Vec<float> : Blocks<float> {
   static constexpr int lanes = 16;
   static constexpr int panel_vectors = 2, tile_rows = 12, tile_vectors = 2;
   using Reg = __m512;
@@ -84,7 +85,7 @@ struct Vec<float> {
 };
 
 template <>
-struct Vec<double> {
+struct Vec<double> : Blocks<double> {
   static constexpr int lanes = 8;
   static constexpr int panel_vectors = 2, tile_rows = 12, tile_vectors = 2;
   using Reg = __m512d;

@@ -48,6 +48,15 @@ struct Vec {
   static NNK_VEC void narrow(Type type, void* p, int64_t index, Reg x) {
     for (int i = 0; i < lanes; ++i) store_number<Real>(type, p, index + i, x[i]);
   }
+
+  // block x block numbers.
+  static constexpr int block = 4;
+  static NNK_VEC void transpose_block(const Real* from, int64_t from_row, Real* to,
+                                      int64_t to_row) {
+    for (int r = 0; r < block; ++r) {
+      for (int c = 0; c < block; ++c) to[c * to_row + r] = from[r * from_row + c];
+    }
+  }
 };
 
 }  // namespace
