@@ -41,7 +41,10 @@ class Setting:
         return f"{self.group}, n={self.num_householder}, eigenvalues in {reach}"
 
 
-S3 = {"network": {"width": 48, "heads": 2, "head_dim": 8}, "training": {"rate": 5e-3}}
+S3 = {
+    "network": {"width": 48, "heads": 2, "head_dim": 8},
+    "training": {"rate": 5e-3, "solved": 5e-5},
+}
 S4 = {
     "network": {"width": 64, "heads": 4, "head_dim": 16},
     # Words grow from three elements to all.
