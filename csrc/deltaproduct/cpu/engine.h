@@ -63,9 +63,10 @@ constexpr int kShapeCount = 6;
 
 template <class Real>
 struct Group {
-  int shape = 0;      // index of kShapes
-  int64_t step = 0;   // of its first micro-step in the block, and
-  int64_t token = 0;  // of its first output
+  int shape = 0;            // index of kShapes
+  int64_t step = 0;         // of its first micro-step in the block, and
+  int64_t token = 0;        // of its first output
+  int64_t gate[kMaxSteps];  // before each micro-step: of which token of the block, or -1
   const Real* k[kMaxSteps];
   const Real* q[kMaxOutputs];
   Real decay;  // D_end
@@ -122,6 +123,11 @@ struct Kernels {
   void (*store)(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Type type,
                 void* to, int64_t to_row);
   Real (*dot)(const Real* a, const Real* b, int64_t n);
+  // to[r][c] = sign * factor[r] * from[r][c]; rows of `row` numbers.
+  void (*scale_rows)(const Real* from, const Real* factor, Real sign, int64_t rows, int64_t columns,
+                     int64_t row, Real* to);
+  // to[i] += from[i].
+  void (*add)(const Real* from, int64_t n, Real* to);
   void (*group_products)(const Group<Real>& group, int64_t K, Products<Real>& products);
   void (*run)(const Group<Real>* groups, int64_t count, const Panels<Real>& panels);
 

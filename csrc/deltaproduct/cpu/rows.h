@@ -58,6 +58,30 @@ Real dot(const Real* a, const Real* b, int64_t n) {
   return V::sum(sum);
 }
 
+template <class Real>
+void scale_rows(const Real* from, const Real* factor, Real sign, int64_t rows, int64_t columns,
+                int64_t row, Real* to) {
+  using V = Vec<Real>;
+  for (int64_t r = 0; r < rows; ++r, from += row, to += row) {
+    const Real scalar = sign * factor[r];
+    const auto scale = V::set(scalar);
+    int64_t c = 0;
+    for (; c + V::lanes <= columns; c += V::lanes) {
+      V::store(to + c, V::mul(scale, V::load(from + c)));
+    }
+    for (; c < columns; ++c) to[c] = scalar * from[c];
+  }
+}
+
+template <class Real>
+void add(const Real* from, int64_t n, Real* to) {
+  using V = Vec<Real>;
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes)
+    V::store(to + i, V::add(V::load(from + i), V::load(to + i)));
+  for (; i < n; ++i) to[i] += from[i];
+}
+
 template <class Real, int steps, int outputs>
 NNK_VEC void products_of(const Group<Real>& group, int64_t K, Products<Real>& products) {
   using V = Vec<Real>;

@@ -54,6 +54,7 @@ void plan_groups(int64_t tokens, int64_t n, bool outputs, std::vector<Group<Real
     }
     group.step = step;
     group.token = step / n;
+    for (int j = 0; j < steps; ++j) group.gate[j] = (step + j) % n == 0 ? (step + j) / n : -1;
     groups.push_back(group);
   };
   const int64_t steps = tokens * n;
@@ -183,26 +184,40 @@ class Worker {
     int64_t k_stride = 0, q_stride = 0;
     const Real* k = stage(args_.k, token * n, tokens * n, k_rows_, k_stride);
     const Real* q = args_.q.data ? stage(args_.q, token, tokens, q_rows_, q_stride) : nullptr;
+    load_numbers(token, tokens);
     for (Group<Real>& group : groups_) {
       const Shape shape = kShapes[group.shape];
       for (int j = 0; j < shape.steps; ++j) group.k[j] = k + (group.step + j) * k_stride;
       for (int t = 0; t < shape.outputs; ++t) group.q[t] = q + (group.token + t) * q_stride;
       Products<Real> products;
       kernels_.group_products(group, args_.K, products);
-      set_factors(token, shape, products, group);
+      set_factors(shape, products, group);
     }
   }
 
-  void set_factors(int64_t token, const Shape& shape, const Products<Real>& products,
-                   Group<Real>& group) {
-    const int64_t n = args_.n;
+  // Gates and beta of the block.
+  void load_numbers(int64_t token, int64_t tokens) {
+    const int64_t steps = tokens * args_.n;
+    beta_ = numbers_.get(steps + tokens);
+    gates_ = beta_ + steps;
+    const void* beta = row_at(args_.beta, batch_, token * args_.n, item_.head);
+    for (int64_t i = 0; i < steps; ++i) {
+      beta_[i] = load_number<Real>(args_.beta.type, beta, i * args_.beta.row_stride);
+    }
+    if (args_.g.data == nullptr) return void(std::fill_n(gates_, tokens, Real(1)));
+    const void* g = row_at(args_.g, batch_, token, item_.head);
+    for (int64_t t = 0; t < tokens; ++t) {
+      gates_[t] = std::exp(load_number<Real>(args_.g.type, g, t * args_.g.row_stride));
+    }
+  }
+
+  void set_factors(const Shape& shape, const Products<Real>& products, Group<Real>& group) const {
+    const Real scale = static_cast<Real>(args_.scale);
     // After the gate of micro-step j: the decay since the group began, and since after i < j.
     Real since_begin = 1, since[kMaxSteps][kMaxSteps];
     for (int j = 0; j < shape.steps; ++j) {
-      const int64_t step = group.step + j;
-      const Real gate = step % n == 0 ? gate_of(token + step / n) : Real(1);
-      const Real beta = load_number<Real>(
-          args_.beta.type, row_at(args_.beta, batch_, token * n + step, item_.head), 0);
+      const Real gate = group.gate[j] < 0 ? Real(1) : gates_[group.gate[j]];
+      const Real beta = beta_[group.step + j];
       since_begin *= gate;
       since[j][j] = 1;
       group.v_factor[j] = beta;
@@ -213,7 +228,6 @@ class Worker {
       }
       const int t = shape.outputs == 2 ? j : j + 1 - shape.steps;
       if (shape.outputs == 0 || t < 0) continue;
-      const Real scale = static_cast<Real>(args_.scale);
       group.o_state[t] = scale * since_begin;
       for (int i = 0; i <= j; ++i) {
         group.o_step[t][i] = scale * (since[j][i] * products.qk[t][i]);
@@ -221,11 +235,6 @@ class Worker {
     }
     group.decay = since_begin;
     for (int i = 0; i < shape.steps; ++i) group.to_end[i] = since[shape.steps - 1][i];
-  }
-
-  Real gate_of(int64_t token) const {
-    if (args_.g.data == nullptr) return 1;
-    return std::exp(load_number<Real>(args_.g.type, row_at(args_.g, batch_, token, item_.head), 0));
   }
 
   void run_panels(int64_t token, int64_t tokens, int64_t p, int64_t count) {
@@ -275,8 +284,8 @@ class Worker {
   int64_t batch_ = 0;
   int64_t planned_ = 0;  // tokens
   std::vector<Group<Real>> groups_;
-  Real* state_ = nullptr;
-  Buffer<Real> states_, k_rows_, q_rows_, v_rows_, o_rows_;
+  Real *state_ = nullptr, *beta_ = nullptr, *gates_ = nullptr;
+  Buffer<Real> states_, numbers_, k_rows_, q_rows_, v_rows_, o_rows_;
 };
 
 template <class Real>

@@ -104,11 +104,12 @@ class Worker {
     turned_d_ = zeros(16, std::max(column_row_, row_) * step_row_);
     turned_rows_ = zeros(17, a_.K * stack_row_);
     turned_columns_ = zeros(18, a_.K * step_row_);
-    numbers_ = buffers_[19].get(kSpacing * (3 * n_ + 6 + steps_));
+    numbers_ = buffers_[19].get(kSpacing * (5 * n_ + 4 + steps_));
     gate_ = numbers_;
     from_start_ = gate_ + kSpacing;
-    to_chunk_end_ = from_start_ + kSpacing;
-    between_ = to_chunk_end_ + kSpacing;
+    start_factor_ = from_start_ + kSpacing;
+    to_end_factor_ = start_factor_ + kSpacing * n_;
+    between_ = to_end_factor_ + kSpacing * n_;
     beta_ = between_ + kSpacing * steps_;
     grad_beta_ = beta_ + kSpacing * n_;
     grad_gate_ = grad_beta_ + kSpacing * n_;
@@ -268,14 +269,12 @@ class Worker {
         for (int64_t j = 0; j < t * n_; ++j) row[j] = row[j - steps_] * gate;
         for (int64_t j = t * n_; j < (t + 1) * n_; ++j) row[j] = 1;
       }
-      for (int64_t s = 0; s < chunk.tokens; ++s) {
-        to_chunk_end_[first + s] = table[(chunk.tokens - 1) * steps_ + s * n_];
+      const Real* last = table + (chunk.tokens - 1) * steps_;
+      for (int64_t j = 0; j < chunk.steps; ++j) {
+        to_end_factor_[chunk.c * steps_ + j] = last[j];
+        start_factor_[chunk.c * steps_ + j] = from_start_[first + j / n_];
       }
     });
-  }
-
-  void scale_row(const Real* from, Real factor, Real* to, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i) to[i] = factor * from[i];
   }
 
   // f(r, token, steps): the rows [q; k] of a chunk, the token they belong to, and how many
@@ -286,17 +285,22 @@ class Worker {
     for (int64_t i = 0; i < chunk.steps; ++i) f(chunk.tokens + i, i / n_, i);
   }
 
+  // [q; k] rows times [G0; -G0].
+  void scale_by_start(const Chunk& chunk, const Real* from, int64_t columns, Real* to) const {
+    const int64_t keys = chunk.tokens * row_;
+    kernels_.scale_rows(from, from_start_ + chunk.c * tokens_, 1, chunk.tokens, columns, row_, to);
+    kernels_.scale_rows(from + keys, start_factor_ + chunk.c * steps_, -1, chunk.steps, columns,
+                        row_, to + keys);
+  }
+  void scale_to_end(const Chunk& chunk, const Real* from, int64_t columns, Real* to) const {
+    kernels_.scale_rows(from, to_end_factor_ + chunk.c * steps_, 1, chunk.steps, columns, row_, to);
+  }
+
   // [G0 Q; -G0 K], Ge K, and [P; Lh].
   void decay_rows(const Chunk& chunk) {
-    const int64_t first = chunk.c * tokens_;
+    scale_by_start(chunk, stack(chunk), row_, decayed(chunk));
+    if (a_.g.data) scale_to_end(chunk, stack(chunk) + chunk.tokens * row_, row_, to_end(chunk));
     each_row(chunk, [&](int64_t r, int64_t t, int64_t steps) {
-      const bool key = r >= chunk.tokens;
-      const Real* row = stack(chunk) + r * row_;
-      const Real factor = from_start_[first + t];
-      scale_row(row, key ? -factor : factor, decayed(chunk) + r * row_, row_);
-      if (key && a_.g.data) {
-        scale_row(row, to_chunk_end_[first + t], to_end(chunk) + (r - chunk.tokens) * row_, row_);
-      }
       mask_row(chunk, t, steps, 1, products(chunk) + r * step_row_, masked(chunk) + r * step_row_);
     });
   }
@@ -336,7 +340,8 @@ class Worker {
                          bytes_of(args_.grad_o.type, column_);
     kernels_.load(args_.grad_o.type, grad_o, args_.grad_o.row_stride, tokens, columns_, x_,
                   column_row_);
-    scale_row(x_, static_cast<Real>(a_.scale), x_, tokens * column_row_);
+    const Real one = 1;
+    kernels_.scale_rows(x_, &one, static_cast<Real>(a_.scale), 1, tokens * column_row_, 0, x_);
 
     multiply(steps, columns_, tokens, {masked(chunk), 1, step_row_}, {x_, column_row_},
              {e_, column_row_});
@@ -371,32 +376,22 @@ class Worker {
 
   // [dQ; dK_row] and dK_col.
   void grad_rows(const Chunk& chunk, const Real* grad_s) {
-    const int64_t tokens = chunk.tokens, steps = chunk.steps, first = chunk.c * tokens_;
+    const int64_t tokens = chunk.tokens, steps = chunk.steps;
     multiply(a_.K, chunk.rows(), columns_, {state(chunk), column_row_, 1}, {turned_, stack_row_},
              {turned_rows_, stack_row_});
     multiply(a_.K, steps, columns_, {grad_s, column_row_, 1}, {turned_d_, step_row_},
              {turned_columns_, step_row_});
     kernels_.transpose(turned_rows_, stack_row_, a_.K, chunk.rows(), by_row_, row_);
     kernels_.transpose(turned_columns_, step_row_, a_.K, steps, by_column_, row_);
-    if (a_.g.data) {
-      for (int64_t i = 0; i < steps; ++i) {
-        Real* row = by_column_ + i * row_;
-        scale_row(row, to_chunk_end_[first + i / n_], row, a_.K);
-      }
-    }
-    each_row(chunk, [&](int64_t r, int64_t t, int64_t) {
-      const Real factor = from_start_[first + t];
-      scale_row(by_row_ + r * row_, r < tokens ? factor : -factor, by_row_ + r * row_, a_.K);
-    });
+    if (a_.g.data) scale_to_end(chunk, by_column_, a_.K, by_column_);
+    scale_by_start(chunk, by_row_, a_.K, by_row_);
     const Real* k = stack(chunk) + tokens * row_;
     multiply(chunk.rows(), a_.K, steps, {factors_, step_row_, 1}, {k, row_}, {by_row_, row_},
              by_row_);
     multiply(steps, a_.K, chunk.rows(), {factors_, 1, step_row_}, {stack(chunk), row_},
              {by_column_, row_}, by_column_);
-    Real* sum = sums(chunk);
-    for (int64_t i = 0; i < chunk.rows() * row_; ++i) sum[i] += by_row_[i];
-    sum += tokens * row_;
-    for (int64_t i = 0; i < steps * row_; ++i) sum[i] += by_column_[i];
+    kernels_.add(by_row_, chunk.rows() * row_, sums(chunk));
+    kernels_.add(by_column_, steps * row_, sums(chunk) + tokens * row_);
   }
 
   void add_grad_gates(const Chunk& chunk, const Real* grad_s) {
@@ -479,7 +474,8 @@ class Worker {
   Real *stack_, *decayed_, *to_end_, *sums_;  // rows of K numbers
   Real *products_, *masked_;                  // [Q; K] K^T, and [P; Lh]
   Real *states_, *d_, *delta_;
-  Real *gate_, *from_start_, *to_chunk_end_, *between_, *beta_, *grad_beta_, *grad_gate_, *norms_;
+  Real *gate_, *from_start_, *start_factor_, *to_end_factor_, *between_, *beta_, *grad_beta_,
+      *grad_gate_, *norms_;
   Real* numbers_;
   Real* grad_states_;  // of each value head
   // Of a chunk.
