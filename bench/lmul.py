@@ -23,14 +23,13 @@ from lmul_cases import (
     compare_matmul,
     gemm_formula,
     half_zero,
-    isa,
     matmul_work,
     normals,
     pair,
     some,
     unguarded_matmul,
 )
-from machine import register_probe
+from machine import isa, register_probe
 from rows import Row
 from timing import device_clock, peak_extra_bytes
 

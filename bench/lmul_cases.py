@@ -4,13 +4,12 @@ run without this package."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from common import Run, Work, check_close
 from rows import Row
 
-from nnkernels import _host, lmul
+from nnkernels import lmul
 from nnkernels.lmul import reference
 
 # The default constant of five mantissa bits and more: c = 1/16.
@@ -95,16 +94,6 @@ def pair(m: int, k: int | None = None, n: int | None = None) -> tuple[torch.Tens
 
 def half_zero(a: torch.Tensor) -> torch.Tensor:
     return a * (torch.rand(a.shape, generator=torch.Generator().manual_seed(3)) < 0.5)
-
-
-@contextmanager
-def isa(name: str):
-    before = _host.active_isa()
-    _host.set_isa(name)
-    try:
-        yield
-    finally:
-        _host.set_isa(before)
 
 
 def broadcast_matmul(a: torch.Tensor, b: torch.Tensor, mantissa_bits: int = 7) -> torch.Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,17 @@ CAPS = {
 def caps_below_this_cpu() -> list[str]:
     """The caps that would change anything here."""
     return ["avx2"] if active_isa().startswith("avx512") else []
+
+
+@contextmanager
+def isa(name: str):
+    """The CPU kernels use this instruction set."""
+    before = _host.active_isa()
+    _host.set_isa(name)
+    try:
+        yield
+    finally:
+        _host.set_isa(before)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Exact, fast, differentiable PyTorch kernels for arithmetic that stock PyTorch only composes.
 
-nnkernels.lmul    L-Mul: multiplication by one integer addition
-nnkernels.binary  XNOR products of packed +-1, and BiPer training
-nnkernels.nn      the modules of every core
+nnkernels.lmul          L-Mul: multiplication by one integer addition
+nnkernels.deltaproduct  the (Gated) DeltaProduct scan: a linear RNN whose state is a matrix
+nnkernels.binary        XNOR products of packed +-1, and BiPer training
+nnkernels.nn            the modules of every core
 """
 
 from nnkernels._library import build_info, load
 
 load()
 
-from nnkernels import binary, lmul, nn  # noqa: E402
+from nnkernels import binary, deltaproduct, lmul, nn  # noqa: E402
 from nnkernels._library import version as __version__  # noqa: E402
 
-__all__ = ["__version__", "binary", "build_info", "lmul", "nn"]
+__all__ = ["__version__", "binary", "build_info", "deltaproduct", "lmul", "nn"]

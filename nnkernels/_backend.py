@@ -45,18 +45,32 @@ def install(operator, *, reference, reference_grad=None, cuda=False, triton=None
             _override(name, _triton_forward(triton), "CUDA")
 
 
-def install_plain(operator, reference=None):
+def install_plain(operator, reference=None, plain_cuda=False):
     """Registers what is not compiled for an operator without a GPU kernel or halves.
 
-    reference  computes it from its arguments; without one NNKERNELS_BACKEND=reference runs the
-               compiled kernel
+    reference   computes it from its arguments; without one NNKERNELS_BACKEND=reference runs the
+                compiled kernel
+    plain_cuda  whether `reference` serves CUDA tensors too, rather than a refusal
     """
     forced = forced_backend()
     if forced == "reference" and reference is not None:
         for device in ("CPU", "CUDA"):
             _override(operator, reference, device)
+    elif torch.version.cuda is not None and plain_cuda and forced is None:
+        _override(operator, reference, "CUDA")
     elif torch.version.cuda is not None:
         _override(operator, _refusal(operator, forced), "CUDA")
+
+
+def with_autograd(function):
+    """The function for use in a kernel: autograd is off in a thread below the dispatcher, a fresh
+    thread has it."""
+
+    def in_thread(*args, **kwargs):
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(function, *args, **kwargs).result()
+
+    return in_thread
 
 
 def _override(name, kernel, device):
@@ -106,10 +120,7 @@ def _reference_backward(name, reference_grad):
         # The references compute the forward result again.
         named.pop("out", None)
         inputs = [named.pop(key) for key in list(named) if f"need_{key}" in needs]
-        # They differentiate by autograd, which is off in this thread below the dispatcher; a fresh
-        # thread has it.
-        with ThreadPoolExecutor(1) as thread:
-            gradients = thread.submit(reference_grad, g, *inputs, **named, **keywords).result()
+        gradients = with_autograd(reference_grad)(g, *inputs, **named, **keywords)
         dtypes = [value.dtype for value in inputs] + [torch.float32]
         return tuple(
             gradient.to(dtype) if want else g.new_empty(0, dtype=dtype)

@@ -1,7 +1,13 @@
 """Importing this module makes the operators of every core run on DTensors (torch.distributed).
 
+deltaproduct_cp   a DeltaProduct scan of one sequence whose tokens lie on many ranks
+
 It is separate because torch.distributed.tensor takes long to import.
 """
 
 from nnkernels.binary import sharding as _binary  # noqa: F401
+from nnkernels.deltaproduct import sharding as _deltaproduct  # noqa: F401
+from nnkernels.deltaproduct.parallel import deltaproduct_cp
 from nnkernels.lmul import sharding as _lmul  # noqa: F401
+
+__all__ = ["deltaproduct_cp"]

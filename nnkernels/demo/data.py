@@ -1,6 +1,7 @@
-"""Real input for the demo: handwritten digits."""
+"""Real input for the demo: handwritten digits, and text."""
 
 import gzip
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -41,3 +42,17 @@ def _mnist(folder):
         return x, read(f"{prefix}-labels-idx1-ubyte.gz", 8).long()
 
     return *split("train"), *split("t10k"), "MNIST, 60,000 + 10,000 images of 28x28"
+
+
+def text(file=None):
+    """A text as (characters, description): `file`, or the licence of the Python interpreter."""
+    if file is not None:
+        if not file.is_file():
+            raise DataError(f"{file} is not a file")
+        return file.read_text(encoding="utf-8", errors="replace"), file.name
+    library = Path(sysconfig.get_path("stdlib"))
+    for folder in (library.parent, library):
+        for name in ("LICENSE.txt", "LICENSE"):
+            if (folder / name).is_file():
+                return (folder / name).read_text(encoding="utf-8"), "Python's licence"
+    raise DataError("this Python comes without its licence text; name a text file")
