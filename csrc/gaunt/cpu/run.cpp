@@ -230,18 +230,18 @@ class Runner {
 
   void on_rings(const Step& step, char* memory, const PairRange& pairs) const {
     const auto at = [&](int buffer) { return memory + offsets_[buffer]; };
+    // The equator is its own mirror and counts once.
+    const bool equator = program_.rings_ % 2 == 1 && pairs.first + pairs.count == pairs_;
+    const int64_t rings = 2 * pairs.count - equator;
     if (step.what == Step::Do::synthesis) {
       kernels_.synthesis(step.L, pairs, step.table, step.turn, at(step.x), at(step.out));
-    } else if (step.what == Step::Do::analysis) {
-      kernels_.analysis(step.L, pairs, step.table, step.factor, at(step.x), at(step.out));
-    } else {
-      const bool equator = program_.rings_ % 2 == 1 && pairs.first + pairs.count == pairs_;
-      const int64_t rings = 2 * pairs.count - equator;
-      const int64_t ring = ring_size(step.L) * kernels_.vector_bytes;
+    } else if (step.what == Step::Do::convolve) {
       kernels_.convolve(
           {step.Lx, step.Ly, step.L, at(step.x), at(step.y), at(step.out), rings, step.store});
-      // The equator is its own mirror and counts once.
-      if (equator) std::memset(at(step.out) + rings * ring, 0, static_cast<size_t>(ring));
+    } else {
+      const int64_t ring = ring_size(step.L) * kernels_.vector_bytes;
+      if (equator) std::memset(at(step.x) + rings * ring, 0, static_cast<size_t>(ring));
+      kernels_.analysis(step.L, pairs, step.table, step.factor, at(step.x), at(step.out));
     }
   }
 
