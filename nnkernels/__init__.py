@@ -2,6 +2,7 @@
 
 nnkernels.lmul    L-Mul: multiplication by one integer addition
 nnkernels.binary  XNOR products of packed +-1, and BiPer training
+nnkernels.gaunt   products of signals on the sphere, equivariant, twice differentiable
 nnkernels.nn      the modules of every core
 """
 
@@ -9,7 +10,7 @@ from nnkernels._library import build_info, load
 
 load()
 
-from nnkernels import binary, lmul, nn  # noqa: E402
+from nnkernels import binary, gaunt, lmul, nn  # noqa: E402
 from nnkernels._library import version as __version__  # noqa: E402
 
-__all__ = ["__version__", "binary", "build_info", "lmul", "nn"]
+__all__ = ["__version__", "binary", "build_info", "gaunt", "lmul", "nn"]

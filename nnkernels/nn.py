@@ -2,6 +2,7 @@
 
 from nnkernels.binary.module import BinaryConv2d, BinaryLinear, BiPerConv2d, BiPerLinear
 from nnkernels.binary.packed import PackedConv2d, PackedLinear
+from nnkernels.gaunt.module import GauntPower, GauntTensorProduct
 from nnkernels.lmul.module import LMulAttention, LMulLinear
 
 __all__ = [
@@ -9,6 +10,8 @@ __all__ = [
     "BiPerLinear",
     "BinaryConv2d",
     "BinaryLinear",
+    "GauntPower",
+    "GauntTensorProduct",
     "LMulAttention",
     "LMulLinear",
     "PackedConv2d",

@@ -60,12 +60,12 @@ def _nfold():
         return fwd(list(tensors), *options)
 
     def backward(g, tensors, options, needed):
-        return bwd(g, list(tensors), *options, [int(need) for need in needed])
+        return bwd(g, list(tensors), *options, need=[int(need) for need in needed])
 
     def twice(cotangents, g, tensors, options, needed):
         # A list holds no None.
         given = [g.new_empty(0) if u is None else u for u in cotangents]
-        return bwd_bwd(given, g, list(tensors), *options, [int(need) for need in needed])
+        return bwd_bwd(given, g, list(tensors), *options, need=[int(need) for need in needed])
 
     function = TwiceDifferentiable("gaunt_nfold", forward, backward, twice)
 

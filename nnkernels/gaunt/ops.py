@@ -281,12 +281,9 @@ def vector_product(
     >>> nnkernels.gaunt.vector_product(u, u.roll(1, 0), 0, 0, 0).flatten()
     tensor([0.0000, 0.0000, 1.1284])
     """
-    name = "gaunt_vector_product"
-    checks.check_vector_product(name, u, v, L1, L2, L3, kind, normalization, layout)
-    return _vector_product(u, v, L1, L2, L3, kind, normalization, layout)
-
-
-def _vector_product(u, v, L1, L2, L3, kind="cross", normalization="integral", layout="mul_ir"):
+    checks.check_vector_product(
+        "gaunt_vector_product", u, v, L1, L2, L3, kind, normalization, layout
+    )
     along = -2 if layout == "mul_ir" else -3
 
     def multiply(a, b):
@@ -299,6 +296,15 @@ def _vector_product(u, v, L1, L2, L3, kind="cross", normalization="integral", la
     # Components (1, 2, 0) times (2, 0, 1), less those of the reverse.
     u1, u2, v1, v2 = (t.roll(-by, along) for t in (u, v) for by in (1, 2))
     return multiply(u1, v2) - multiply(u2, v1)
+
+
+def _vector_product(u, v, L1, L2, L3, kind="cross", normalization="integral", layout="mul_ir"):
+    """The operator: like every other it refuses with a RuntimeError."""
+    options = {"kind": kind, "normalization": normalization, "layout": layout}
+    try:
+        return vector_product(u, v, L1, L2, L3, **options)
+    except (TypeError, ValueError) as error:
+        raise RuntimeError(str(error)) from None
 
 
 torch.library.impl("nnkernels::gaunt_vector_product", "CompositeImplicitAutograd", _vector_product)

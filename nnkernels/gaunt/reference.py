@@ -246,8 +246,10 @@ def weighted_paths(
     x, y, w, L1, L2, L3, kind="even", normalization="integral", layout="mul_ir"
 ) -> Tensor:
     """A weight for every allowed (l1, l2, l3), in the order of `paths`."""
-    values = (_channels_last(value, layout if value.dim() > 1 else "mul_ir") for value in (x, y, w))
-    out = _contract(*values[:2], paths(L1, L2, L3, kind), L3, normalization, values[2])
+    x64, y64, w64 = (
+        _channels_last(value, layout if value.dim() > 1 else "mul_ir") for value in (x, y, w)
+    )
+    out = _contract(x64, y64, paths(L1, L2, L3, kind), L3, normalization, w64)
     return _restore(out, layout, x.dtype)
 
 

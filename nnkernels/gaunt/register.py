@@ -93,13 +93,13 @@ def _nfold(xs, Ls, Lout, normalization="integral", layout="mul_ir"):
     return xs[0].new_empty(checks.with_coefficients(leading, Lout, layout))
 
 
-def _nfold_bwd(gz, xs, Ls, Lout, normalization, layout, need):
+def _nfold_bwd(gz, xs, Ls, Lout, normalization="integral", layout="mul_ir", *, need):
     z = _nfold(xs, Ls, Lout, normalization, layout)
     _upstream("gaunt_nfold_bwd", "gz", gz, xs[0], z.shape)
     return list(_gradients(xs, need))
 
 
-def _nfold_bwd_bwd(us, gz, xs, Ls, Lout, normalization, layout, need):
+def _nfold_bwd_bwd(us, gz, xs, Ls, Lout, normalization="integral", layout="mul_ir", *, need):
     z = _nfold(xs, Ls, Lout, normalization, layout)
     op = "gaunt_nfold_bwd_bwd"
     _upstream(op, "gz", gz, xs[0], z.shape)
