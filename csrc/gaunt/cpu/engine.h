@@ -55,19 +55,38 @@ struct Term {
   double value;
 };
 
-// Kernels for vectors of one number type; `void*` are buffers of that type, aligned to a vector.
+// `void*` are buffers of vectors, aligned to a vector, or tables of the vectors' number type.
+//
+// grid = rings of x; turn: of its derivative by alpha, from the table of m N.
+using Synthesis = void (*)(int64_t L, const PairRange& pairs, const void* table, bool turn,
+                           const void* x, void* grid);
+// x (+)= projection of the grid; the first range sets. `mirror` is the sign of southern rings.
+using Analysis = void (*)(int64_t L, const PairRange& pairs, const void* table, double mirror,
+                          const void* grid, void* x);
+// h (+)= f * g, ring by ring, frequencies above c dropped.
+using Convolve = void (*)(const ConvArgs& args);
+
+// What is generated for one degree L: rings of degree L and, where L is not the half of another
+// such degree, of 2L; products of degrees (L, L) -> L, (L, L) -> 2L, (L, 2L) -> L.
+struct DegreeKernels {
+  Synthesis synthesis;
+  Analysis analysis;
+  Synthesis synthesis_twice;
+  Analysis analysis_twice;
+  Convolve convolve_same, convolve_up, convolve_down;
+};
+constexpr int64_t kDegrees = 8;
+
+// Kernels for vectors of one number type.
 struct Kernels {
   int64_t lanes, vector_bytes;
   void (*load)(const BlockIo& io, void* x);
   void (*store)(const BlockIo& io, const void* x);
-  // grid = rings of x; turn: of its derivative by alpha, from the table of m N.
-  void (*synthesis)(int64_t L, const PairRange& pairs, const void* table, bool turn, const void* x,
-                    void* grid);
-  // h (+)= f * g, ring by ring, frequencies above c dropped.
-  void (*convolve)(const ConvArgs& args);
-  // x (+)= projection of the grid; the first range sets. `mirror` is the sign of southern rings.
-  void (*analysis)(int64_t L, const PairRange& pairs, const void* table, double mirror,
-                   const void* grid, void* x);
+  // For any degree; those of degrees[L - 1] are faster, nullptr: there are none.
+  Synthesis synthesis;
+  Analysis analysis;
+  Convolve convolve;
+  const DegreeKernels* const* degrees;
   // out (+)= w[l] * x[l, m], out[l] (+)= sum_m x[l, m] * y[l, m], out = factor * x
   void (*weigh)(int64_t L, const void* x, const void* w, void* out, bool add);
   void (*dot)(int64_t L, const void* x, const void* y, void* out, bool add);
@@ -81,6 +100,10 @@ struct Kernels {
 
 // The kernels in use for a storage type.
 const Kernels& kernels_for(Type type);
+// The fastest kernels for these degrees; a <= b.
+Synthesis synthesis_for(const Kernels& kernels, int64_t L);
+Analysis analysis_for(const Kernels& kernels, int64_t L);
+Convolve convolve_for(const Kernels& kernels, int64_t a, int64_t b, int64_t c);
 
 // Elements as numbers, one at a time.
 template <Type type>

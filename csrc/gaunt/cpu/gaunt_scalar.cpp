@@ -6,6 +6,6 @@
 namespace nnkernels::gaunt {
 
 extern const Kernels scalar_kernels[2];
-const Kernels scalar_kernels[2] = {kKernels<Vec32>, kKernels<Vec64>};
+const Kernels scalar_kernels[2] = {make_kernels<Vec32>(nullptr), make_kernels<Vec64>(nullptr)};
 
 }  // namespace nnkernels::gaunt

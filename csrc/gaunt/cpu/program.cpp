@@ -91,7 +91,8 @@ int Program::synthesis(Signal& f, Flavour flavour) {
                        .x = f.x,
                        .out = grid,
                        .table = table,
-                       .turn = flavour == Flavour::alpha});
+                       .turn = flavour == Flavour::alpha,
+                       .synthesis = synthesis_for(*kernels_, f.L)});
   return grid;
 }
 
@@ -113,7 +114,8 @@ int Program::multiply(int f, int64_t Lf, int g, int64_t Lg, int64_t L, int out, 
                        .out = out,
                        .Lx = Lf,
                        .Ly = Lg,
-                       .store = store});
+                       .store = store,
+                       .convolve = convolve_for(*kernels_, Lf, Lg, L)});
   return out;
 }
 
@@ -141,7 +143,8 @@ int Program::analysis(Kind kind, int64_t L, Scale scale, int grid) {
                        .x = grid,
                        .out = out,
                        .table = table,
-                       .factor = kind == Kind::cross ? -1.0 : 1.0});
+                       .factor = kind == Kind::cross ? -1.0 : 1.0,
+                       .analysis = analysis_for(*kernels_, L)});
   return out;
 }
 

@@ -33,6 +33,10 @@ struct Step {
   double factor = 1;  // of scale; of analysis: the sign of southern rings
   bool turn = false;  // of synthesis: derivative by alpha
   Store store = Store::set;
+  // of steps on rings
+  Synthesis synthesis = nullptr;
+  Analysis analysis = nullptr;
+  Convolve convolve = nullptr;
 };
 
 // A signal on the rings: its values, or its derivatives by theta and alpha, synthesised where first

@@ -2,7 +2,7 @@
 // chose the vectors.
 #pragma once
 
-#include "gaunt/cpu/engine.h"
+#include "gaunt/cpu/degree.h"
 #include "gaunt/gaunt_math.h"
 
 namespace nnkernels::gaunt {
@@ -87,56 +87,70 @@ struct AnyRings {
     }
   }
 
-  // With b_-n = -b_n, a_-n = a_n a product of rings is the plain convolution of a_m - i b_m over
-  // m = -a..a.
+  // With a_-n = a_n, b_-n = -b_n a product of rings is the plain convolution of a_m - i b_m over m
+  // = 0, 1, -1, ..., a, -a.
   static void convolve(const ConvArgs& args) {
     constexpr int kOutputs = 4;
     const auto& [a, b, c, f_data, g_data, h_data, rings, store] = args;
-    // g extended to [-b - reach, b + reach] by zeros: kOutputs neighbours read beyond its ends.
-    constexpr int64_t reach = kOutputs;
-    alignas(64) T extended[2][(2 * (kMaxDegreeSum + reach) + 1) * V::lanes];
-    T* const cosines = extended[0] + (b + reach) * V::lanes;
-    T* const sines = extended[1] + (b + reach) * V::lanes;
+    // g extended by zeros: `reach` covers what any of kOutputs neighbours asks for.
+    const int64_t reach = a + c + kOutputs;
+    constexpr int64_t kReach = 2 * kMaxDegreeSum + kOutputs;
+    alignas(64) T extended[2][(2 * kReach + 1) * V::lanes];
+    T* const cosines = extended[0] + kReach * V::lanes;
+    T* const sines = extended[1] + kReach * V::lanes;
+    const Value zero = V::set(0);
     for (int64_t ring = 0; ring < rings; ++ring) {
       const T* f = static_cast<const T*>(f_data) + ring * ring_size(a) * V::lanes;
       const T* g = static_cast<const T*>(g_data) + ring * ring_size(b) * V::lanes;
       T* h = static_cast<T*>(h_data) + ring * ring_size(c) * V::lanes;
-      for (int64_t n = -b - reach; n <= b + reach; ++n) {
+      for (int64_t n = -reach; n <= reach; ++n) {
         const int64_t k = n < 0 ? -n : n;
-        const Value zero = V::set(0);
         const Value sine = k == 0 || k > b ? zero : V::load(g + (b + k) * V::lanes);
         V::store(cosines + n * V::lanes, k > b ? zero : V::load(g + k * V::lanes));
         V::store(sines + n * V::lanes, n < 0 ? V::sub(zero, sine) : sine);
       }
-      for (int64_t k = 0; k <= c; k += kOutputs) {
+      put<V>(store, mean(f, a, g, b), h);
+      for (int64_t k = 1; k <= c; k += kOutputs) {
         Value real[kOutputs], imaginary[kOutputs];
-        for (int i = 0; i < kOutputs; ++i) real[i] = imaginary[i] = V::set(0);
-        const int64_t first = k - b > -a ? k - b : -a;
-        const int64_t last = k + kOutputs - 1 + b < a ? k + kOutputs - 1 + b : a;
-        for (int64_t m = first; m <= last; ++m) {
-          const Value p = V::load(f + (m < 0 ? -m : m) * V::lanes);
-          Value q = V::set(0);
-          if (m != 0) q = V::load(f + (a + (m < 0 ? -m : m)) * V::lanes);
-          if (m < 0) q = V::sub(V::set(0), q);
-          for (int i = 0; i < kOutputs; ++i) {
-            const Value r = V::load(cosines + (k + i - m) * V::lanes);
-            const Value s = V::load(sines + (k + i - m) * V::lanes);
-            real[i] = V::fnma(q, s, V::fma(p, r, real[i]));
-            imaginary[i] = V::fma(q, r, V::fma(p, s, imaginary[i]));
-          }
+        const Value first = V::load(f);
+        for (int i = 0; i < kOutputs; ++i) {
+          real[i] = V::mul(first, V::load(cosines + (k + i) * V::lanes));
+          imaginary[i] = V::mul(first, V::load(sines + (k + i) * V::lanes));
+        }
+        for (int64_t m = 1; m <= a; ++m) {
+          const Value p = V::load(f + m * V::lanes), q = V::load(f + (a + m) * V::lanes);
+          add_products(p, q, cosines + (k - m) * V::lanes, sines + (k - m) * V::lanes, real,
+                       imaginary);
+          add_products(p, V::sub(zero, q), cosines + (k + m) * V::lanes, sines + (k + m) * V::lanes,
+                       real, imaginary);
         }
         for (int i = 0; i < kOutputs && k + i <= c; ++i) {
-          put(store, real[i], h + (k + i) * V::lanes);
-          if (k + i > 0) put(store, imaginary[i], h + (c + k + i) * V::lanes);
+          put<V>(store, real[i], h + (k + i) * V::lanes);
+          put<V>(store, imaginary[i], h + (c + k + i) * V::lanes);
         }
       }
     }
   }
 
-  static NNK_VEC void put(Store store, Value x, T* at) {
-    if (store == Store::add) x = V::add(V::load(at), x);
-    if (store == Store::subtract) x = V::sub(V::load(at), x);
-    V::store(at, x);
+  // Frequency 0 of a product.
+  static NNK_VEC Value mean(const T* f, int64_t a, const T* g, int64_t b) {
+    Value twice = V::set(0);
+    for (int64_t m = 1; m <= a && m <= b; ++m) {
+      twice = V::fma(V::load(f + m * V::lanes), V::load(g + m * V::lanes), twice);
+      twice = V::fma(V::load(f + (a + m) * V::lanes), V::load(g + (b + m) * V::lanes), twice);
+    }
+    return V::fma(V::set(2), twice, V::mul(V::load(f), V::load(g)));
+  }
+
+  // (p - i q) (r - i s) for neighbouring frequencies.
+  template <int outputs>
+  static NNK_VEC void add_products(Value p, Value q, const T* r, const T* s, Value (&real)[outputs],
+                                   Value (&imaginary)[outputs]) {
+    for (int i = 0; i < outputs; ++i) {
+      const Value cosine = V::load(r + i * V::lanes), sine = V::load(s + i * V::lanes);
+      real[i] = V::fnma(q, sine, V::fma(p, cosine, real[i]));
+      imaginary[i] = V::fma(q, cosine, V::fma(p, sine, imaginary[i]));
+    }
   }
 };
 

@@ -12,7 +12,7 @@ namespace {
 
 // Vectors that the grids of one range of ring pairs may take: with the coefficients beside them
 // they stay in the first-level cache.
-constexpr int64_t kGridBytes = 24 * 1024;
+const int64_t kGridBytes = getenv("KG") ? atoi(getenv("KG")) : 24 * 1024;
 // Vector operations that a thread takes at least.
 constexpr int64_t kGrain = 100000;
 
@@ -44,6 +44,43 @@ bool is_summed(const Samples& samples, const Array& array) {
   }
   return false;
 }
+
+// Lines of memory that will be wanted soon: asked for while the arithmetic runs.
+class Soon {
+ public:
+  void clear() { ranges_.clear(); }
+  void add(const char* p, int64_t step, int64_t count, bool write) {
+    ranges_.push_back({p, step, count, write});
+  }
+  // Asks for up to `lines` of them.
+  void fetch(int64_t lines) {
+    while (lines > 0 && !ranges_.empty()) {
+      Range& range = ranges_.back();
+      const int64_t count = std::min(lines, range.count);
+      for (int64_t i = 0; i < count; ++i, range.p += range.step) {
+#if defined(__x86_64__)
+        // Not __builtin_prefetch: without the flag for it, it fetches lines to be written as shared.
+        if (range.write) {
+          asm volatile("prefetchw %0" : : "m"(*range.p));
+          continue;
+        }
+#endif
+        __builtin_prefetch(range.p);
+      }
+      lines -= count;
+      range.count -= count;
+      if (range.count == 0) ranges_.pop_back();
+    }
+  }
+
+ private:
+  struct Range {
+    const char* p;
+    int64_t step, count;
+    bool write;
+  };
+  std::vector<Range> ranges_;
+};
 
 }  // namespace
 
@@ -94,12 +131,17 @@ class Runner {
       index[d] = rest % sizes_[d];
       rest /= sizes_[d];
     }
+    Soon soon;
     for (int64_t block = begin; block < end; ++block) {
       const int64_t valid = std::min(kernels_.lanes, count_ - block * kernels_.lanes);
       for (const Step& step : program_.before_) single(step, memory.get(), index, valid);
+      expect(soon, index);
       for (PairRange pairs{0, 0, pairs_}; pairs.first < pairs_; pairs.first += pairs.count) {
         pairs.count = std::min(group_, pairs_ - pairs.first);
-        for (const Step& step : program_.on_rings_) on_rings(step, memory.get(), pairs);
+        for (const Step& step : program_.on_rings_) {
+          soon.fetch(lines_);
+          on_rings(step, memory.get(), pairs);
+        }
       }
       for (const Step& step : program_.after_) single(step, memory.get(), index, valid);
       advance(index, kernels_.lanes);
@@ -157,7 +199,13 @@ class Runner {
       cost_ += step.what == Step::Do::convolve ? program_.rings_ * 8 * (step.Lx + 1) * (step.L + 1)
                                                : 2 * pairs_ * coefficients_of(step.L);
     }
-    for (const Place& place : places_) cost_ += 4 * place.io.count;
+    int64_t lines = 0;
+    for (const Place& place : places_) {
+      cost_ += 4 * place.io.count;
+      lines += kernels_.lanes * place.io.count * type_size(place.io.type) / 64 + 1;
+    }
+    const auto steps = static_cast<int64_t>(program_.on_rings_.size());
+    if (steps > 0) lines_ = lines / (steps * ((pairs_ + group_ - 1) / group_)) + 1;
   }
 
   void advance(int64_t* index, int64_t by) const {
@@ -165,6 +213,25 @@ class Runner {
     for (int d = ndim_ - 1; d > 0 && index[d] >= sizes_[d]; --d) {
       index[d - 1] += index[d] / sizes_[d];
       index[d] %= sizes_[d];
+    }
+  }
+
+  // The next block's inputs and this block's outputs, where a block is in one piece.
+  void expect(Soon& soon, const int64_t* index) const {
+    soon.clear();
+    if (lines_ == 0 || index[ndim_ - 1] + 2 * kernels_.lanes > sizes_[ndim_ - 1]) return;
+    for (size_t i = 0; i < places_.size(); ++i) {
+      const Place& place = places_[i];
+      const bool output = program_.operands_[i].output;
+      const int64_t size = type_size(place.io.type), inner = place.strides[ndim_ - 1];
+      const char* p = place.io.lane[0];
+      for (int d = 0; d < ndim_; ++d) p += index[d] * place.strides[d] * size;
+      if (!output) p += kernels_.lanes * inner * size;
+      if (inner == 1) {
+        soon.add(p, place.io.step * size, place.io.count, output);
+      } else if (inner == place.io.count && place.io.step == 1) {
+        soon.add(p, 64, kernels_.lanes * inner * size / 64 + 1, output);
+      }
     }
   }
 
@@ -234,14 +301,14 @@ class Runner {
     const bool equator = program_.rings_ % 2 == 1 && pairs.first + pairs.count == pairs_;
     const int64_t rings = 2 * pairs.count - equator;
     if (step.what == Step::Do::synthesis) {
-      kernels_.synthesis(step.L, pairs, step.table, step.turn, at(step.x), at(step.out));
+      step.synthesis(step.L, pairs, step.table, step.turn, at(step.x), at(step.out));
     } else if (step.what == Step::Do::convolve) {
-      kernels_.convolve(
+      step.convolve(
           {step.Lx, step.Ly, step.L, at(step.x), at(step.y), at(step.out), rings, step.store});
     } else {
       const int64_t ring = ring_size(step.L) * kernels_.vector_bytes;
       if (equator) std::memset(at(step.x) + rings * ring, 0, static_cast<size_t>(ring));
-      kernels_.analysis(step.L, pairs, step.table, step.factor, at(step.x), at(step.out));
+      step.analysis(step.L, pairs, step.table, step.factor, at(step.x), at(step.out));
     }
   }
 
@@ -254,6 +321,7 @@ class Runner {
   std::vector<Memory> sums_;
   std::vector<int64_t> offsets_;
   int64_t bytes_ = 0, spare_ = 0, pairs_ = 0, group_ = 1, cost_ = 0;
+  int64_t lines_ = 0;  // of memory asked for before each step on the rings
 };
 
 void Program::run(const Samples& samples, const Parallel& parallel) const {

@@ -8,20 +8,23 @@ namespace nnkernels::gaunt {
 namespace {
 
 template <class V>
-constexpr Kernels kKernels = {
-    .lanes = V::lanes,
-    .vector_bytes = V::lanes * static_cast<int64_t>(sizeof(typename V::T)),
-    .load = load_block<V>,
-    .store = store_block<V>,
-    .synthesis = AnyRings<V>::synthesis,
-    .convolve = AnyRings<V>::convolve,
-    .analysis = AnyRings<V>::analysis,
-    .weigh = weigh<V>,
-    .dot = dot<V>,
-    .scale = scale<V>,
-    .contract = contract<V>,
-    .transform = transform<V>,
-};
+constexpr Kernels make_kernels(const DegreeKernels* const* degrees) {
+  return {
+      .lanes = V::lanes,
+      .vector_bytes = V::lanes * static_cast<int64_t>(sizeof(typename V::T)),
+      .load = load_block<V>,
+      .store = store_block<V>,
+      .synthesis = AnyRings<V>::synthesis,
+      .analysis = AnyRings<V>::analysis,
+      .convolve = AnyRings<V>::convolve,
+      .degrees = degrees,
+      .weigh = weigh<V>,
+      .dot = dot<V>,
+      .scale = scale<V>,
+      .contract = contract<V>,
+      .transform = transform<V>,
+  };
+}
 
 }  // namespace
 }  // namespace nnkernels::gaunt
