@@ -2,6 +2,8 @@
 // Included by the file that chose the vectors.
 #pragma once
 
+#include <algorithm>
+
 #include "gaunt/cpu/engine.h"
 
 namespace nnkernels::gaunt {
@@ -11,14 +13,18 @@ template <class V, Type type>
 void load_block_as(const BlockIo& io, typename V::T* x) {
   using E = Element<type>;
   const E* lane[V::lanes];
-  for (int i = 0; i < V::lanes; ++i) lane[i] = reinterpret_cast<const E*>(io.lane[i]);
+  for (int i = 0; i < V::lanes; ++i) {
+    lane[i] = reinterpret_cast<const E*>(io.even ? io.first + i * io.stride : io.lane[i]);
+  }
   int64_t c = 0;
   switch (io.pattern) {
     case Pattern::rows:
-      for (; c + V::piece <= io.count; c += V::piece) {
+      // The last piece may overlap the one before it.
+      for (; c < io.count && io.count >= V::piece; c += V::piece) {
+        const int64_t at = std::min(c, io.count - V::piece);
         typename V::Value columns[V::piece];
-        V::template load_columns<type>(lane, c, columns);
-        for (int i = 0; i < V::piece; ++i) V::store(x + (c + i) * V::lanes, columns[i]);
+        V::template load_columns<type>(lane, at, columns);
+        for (int i = 0; i < V::piece; ++i) V::store(x + (at + i) * V::lanes, columns[i]);
       }
       break;
     case Pattern::columns:
@@ -41,13 +47,16 @@ template <class V, Type type>
 void store_block_as(const BlockIo& io, const typename V::T* x) {
   using E = Element<type>;
   E* lane[V::lanes];
-  for (int i = 0; i < V::lanes; ++i) lane[i] = reinterpret_cast<E*>(io.lane[i]);
+  for (int i = 0; i < V::lanes; ++i) {
+    lane[i] = reinterpret_cast<E*>(io.even ? io.first + i * io.stride : io.lane[i]);
+  }
   int64_t c = 0;
   if (io.pattern == Pattern::rows) {
-    for (; c + V::piece <= io.count; c += V::piece) {
+    for (; c < io.count && io.count >= V::piece; c += V::piece) {
+      const int64_t at = std::min(c, io.count - V::piece);
       typename V::Value columns[V::piece];
-      for (int i = 0; i < V::piece; ++i) columns[i] = V::load(x + (c + i) * V::lanes);
-      V::template store_columns<type>(lane, c, columns);
+      for (int i = 0; i < V::piece; ++i) columns[i] = V::load(x + (at + i) * V::lanes);
+      V::template store_columns<type>(lane, at, columns);
     }
   } else if (io.pattern == Pattern::columns) {
     for (; c < io.count; ++c) {

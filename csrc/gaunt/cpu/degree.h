@@ -1,6 +1,8 @@
 // What the generated kernels of one degree stand on.
 #pragma once
 
+#include <iterator>
+
 #include "gaunt/cpu/engine.h"
 
 namespace nnkernels::gaunt {

@@ -56,4 +56,13 @@ Convolve convolve_for(const Kernels& kernels, int64_t a, int64_t b, int64_t c) {
   return kernels.convolve;
 }
 
+const DirectKernel* direct_for(const Kernels& kernels, int64_t a, int64_t b, int64_t c) {
+  const auto* own = of_degree(kernels, a);
+  if (own == nullptr || own->direct_same.run == nullptr) return nullptr;
+  if (a == b && c == a) return &own->direct_same;
+  if (a == b && c == 2 * a) return &own->direct_up;
+  if (b == 2 * a && c == a) return &own->direct_down;
+  return nullptr;
+}
+
 }  // namespace nnkernels::gaunt

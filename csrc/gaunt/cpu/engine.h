@@ -30,8 +30,13 @@ struct BlockIo {
   Type type = Type::float32;
   Pattern pattern = Pattern::rows;
   int64_t count = 0;
-  int64_t step = 1;            // elements from coefficient to coefficient
-  char* lane[kMaxLanes] = {};  // coefficient 0 of each sample
+  int64_t step = 1;  // elements from coefficient to coefficient
+  // Coefficient 0 of sample i is at first + i * stride (in bytes) or, where it is not even,
+  // lane[i].
+  bool even = true;
+  char* first = nullptr;
+  int64_t stride = 0;
+  char* lane[kMaxLanes] = {};
 };
 
 // Pairs [first, first + count) of `pairs`; grids begin at pair `first`.
@@ -66,14 +71,30 @@ using Analysis = void (*)(int64_t L, const PairRange& pairs, const void* table, 
 // h (+)= f * g, ring by ring, frequencies above c dropped.
 using Convolve = void (*)(const ConvArgs& args);
 
+// out (+)= sum over a and b of K_abc x_a y_b, with every degree's coefficients in one term list;
+// the table has a constant for each group of terms.
+using Direct = void (*)(const void* table, const void* x, const void* y, void* out, bool add);
+// Terms of degrees (l1, l2, l3) whose coefficient is +-value.
+struct Group {
+  int64_t l1, l2, l3;
+  double value;
+};
+struct DirectKernel {
+  Direct run = nullptr;
+  const Group* groups = nullptr;
+  int64_t count = 0;
+};
+
 // What is generated for one degree L: rings of degree L and, where L is not the half of another
-// such degree, of 2L; products of degrees (L, L) -> L, (L, L) -> 2L, (L, 2L) -> L.
+// such degree, of 2L; products of degrees (L, L) -> L, (L, L) -> 2L, (L, 2L) -> L, on rings and,
+// for the lowest degrees, without rings.
 struct DegreeKernels {
   Synthesis synthesis;
   Analysis analysis;
   Synthesis synthesis_twice;
   Analysis analysis_twice;
   Convolve convolve_same, convolve_up, convolve_down;
+  DirectKernel direct_same, direct_up, direct_down;
 };
 constexpr int64_t kDegrees = 8;
 
@@ -104,6 +125,8 @@ const Kernels& kernels_for(Type type);
 Synthesis synthesis_for(const Kernels& kernels, int64_t L);
 Analysis analysis_for(const Kernels& kernels, int64_t L);
 Convolve convolve_for(const Kernels& kernels, int64_t a, int64_t b, int64_t c);
+// nullptr where rings are the faster way.
+const DirectKernel* direct_for(const Kernels& kernels, int64_t a, int64_t b, int64_t c);
 
 // Elements as numbers, one at a time.
 template <Type type>

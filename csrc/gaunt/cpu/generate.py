@@ -8,9 +8,12 @@ step by step what AnyRings in rings.h does in loops, in the same order, so resul
 bit.
 """
 
+import math
 import sys
 from pathlib import Path
 
+# Up to this degree the sum over the non-zero coefficients is shorter than the way over the rings.
+DIRECT_DEGREES = 2
 SINGLE_DEGREES = 8  # L of 1 to 8
 # Frequencies of a product summed side by side: each has a cosine and a sine sum, and 8 sums hide
 # the latency of a fused multiply-add.
@@ -227,6 +230,124 @@ def analysis(L):
     yield "}"
 
 
+def gauss_legendre(count):
+    """Nodes and weights, by Newton's method."""
+    for i in range(count):
+        x = math.cos(math.pi * (i + 0.75) / (count + 0.5))
+        for _ in range(10):
+            previous, value = 1.0, x
+            for n in range(2, count + 1):
+                previous, value = value, ((2 * n - 1) * x * value - (n - 1) * previous) / n
+            slope = count * (previous - x * value) / (1 - x * x)
+            x -= value / slope
+        yield x, 2 / ((1 - x * x) * slope * slope)
+
+
+def legendre(l, m, x):
+    """N_lm of tables.h at cos(theta) = x."""
+    value = math.sqrt(1 / (4 * math.pi))
+    for k in range(1, m + 1):
+        value *= math.sqrt((2 * k + 1) / (2 * k) * (1 - x * x))
+    previous = 0.0
+    for k in range(m + 1, l + 1):
+        last = math.sqrt(((k - 1) ** 2 - m * m) / (4 * (k - 1) ** 2 - 1)) * previous
+        factor = math.sqrt((4 * k * k - 1) / (k * k - m * m))
+        previous, value = value, factor * (x * value - last)
+    return value
+
+
+def circle(orders):
+    """The integral of three functions cos(m alpha), m >= 0, or sin(-m alpha)."""
+    signs = [-1 if m < 0 else 1 for m in orders]
+    if signs[0] * signs[1] * signs[2] < 0:
+        return 0.0
+    total = 0
+    for second in (1, -1):
+        for third in (1, -1):
+            if abs(orders[0]) + second * abs(orders[1]) + third * abs(orders[2]) != 0:
+                continue
+            # sin a sin b = (cos(a - b) - cos(a + b)) / 2
+            flips = (1, second, third)
+            sines = [flip for flip, sign in zip(flips, signs, strict=True) if sign < 0]
+            total += -sines[0] * sines[1] if sines else 1
+    return total * math.pi / 2
+
+
+def gaunt(degrees, orders):
+    """The integral of three orthonormal real harmonics."""
+    angle = circle(orders)
+    if angle == 0:
+        return 0.0
+    angle *= math.sqrt(2) ** sum(m != 0 for m in orders)
+    total = 0.0
+    for x, weight in gauss_legendre(sum(degrees) // 2 + 1):
+        values = [legendre(l, abs(m), x) for l, m in zip(degrees, orders, strict=True)]
+        total += weight * math.prod(values)
+    return angle * total
+
+
+def direct(a, b, c):
+    """The product without rings: for each result, terms with one coefficient up to sign at once."""
+    groups = []
+    body = []
+    for l3 in range(c + 1):
+        for m3 in range(-l3, l3 + 1):
+            terms = {}
+            for l1 in range(a + 1):
+                for l2 in range(abs(l1 - l3), min(b, l1 + l3) + 1, 2):
+                    for m1 in range(-l1, l1 + 1):
+                        for m2 in range(-l2, l2 + 1):
+                            value = gaunt((l1, l2, l3), (m1, m2, m3))
+                            if abs(value) > 1e-12:
+                                key = (l1, l2, l3, round(abs(value), 12))
+                                terms.setdefault(key, []).append((value, l1, m1, l2, m2))
+            total = None
+            body.append("{")
+            for key, members in terms.items():
+                name = f"t{len(groups)}"
+                # The first term has sign +, so that its product starts the sum.
+                members.sort(key=lambda member: member[0] < 0)
+                first_sign = 1 if members[0][0] > 0 else -1
+                for i, (value, l1, m1, l2, m2) in enumerate(members):
+                    x = f"V::load(f + {coefficient(l1, m1)})"
+                    y = f"V::load(g + {coefficient(l2, m2)})"
+                    if i == 0:
+                        body.append(f"Value {name} = V::mul({x}, {y});")
+                    else:
+                        step = "fma" if value * first_sign > 0 else "fnma"
+                        body.append(f"{name} = V::{step}({x}, {y}, {name});")
+                constant = f"V::set(k[{len(groups)}])"
+                if total is None:
+                    body.append(f"Value z = V::mul({constant}, {name});")
+                else:
+                    body.append(f"z = V::fma({constant}, {name}, z);")
+                total = name
+                groups.append((*key[:3], members[0][0]))
+            at = f"h + {coefficient(l3, m3)}"
+            body.append(f"put<V>(add ? Store::add : Store::set, z, {at});")
+            body.append("}")
+    name = f"{a}_{b}_{c}"
+    yield f"static constexpr Group groups_{name}[] = {{"
+    for l1, l2, l3, value in groups:
+        yield f"{{{l1}, {l2}, {l3}, {value!r}}},"
+    yield "};"
+    yield f"static void direct_{name}(const void* table, const void* x, const void* y, void* out,"
+    yield "bool add) {"
+    yield "const T* k = static_cast<const T*>(table);"
+    yield "const T* f = static_cast<const T*>(x);"
+    yield "const T* g = static_cast<const T*>(y);"
+    yield "T* h = static_cast<T*>(out);"
+    yield from body
+    yield "}"
+
+
+def direct_kernel(L, product):
+    if L > DIRECT_DEGREES:
+        return "{}"
+    name = "{}_{}_{}".format(*product)
+    return f"{{direct_{name}, groups_{name}, std::size(groups_{name})}}"
+
+
 def header(L):
     yield f"// Written by generate.py for degree {L}."
     yield "#pragma once"
@@ -239,6 +360,9 @@ def header(L):
     products = [(L, L, L), (L, L, 2 * L), (L, 2 * L, L)]
     for product in products:
         yield from convolve(*product)
+    if L <= DIRECT_DEGREES:
+        for product in products:
+            yield from direct(*product)
     degrees = [L, 2 * L] if 2 * L > SINGLE_DEGREES else [L]
     for degree in degrees:
         yield from synthesis(degree)
@@ -247,7 +371,8 @@ def header(L):
     rings = ", ".join(f"synthesis_{degree}, analysis_{degree}" for degree in degrees)
     if len(degrees) == 1:
         rings += ", nullptr, nullptr"
-    yield f"static constexpr DegreeKernels kernels = {{{rings}, {names}}};"
+    directs = ", ".join(direct_kernel(L, product) for product in products)
+    yield f"static constexpr DegreeKernels kernels = {{{rings}, {names}, {directs}}};"
     yield "};"
     yield "}  }"
 

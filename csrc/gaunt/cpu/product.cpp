@@ -39,12 +39,20 @@ void derive(Program& program, Kind kind, Slot& a, Slot& b, Slot& c) {
   const int64_t L = c.used;
   int by_value = -1, out = -1, weight_out = -1;
   const bool second = c.tangent != nullptr;
+  const bool direct = kind == Kind::even && program.direct_is_faster(a.used, b.used, L);
   if (!second || c.s >= 0 || (*c.weight_out && c.u >= 0)) {
-    const int grid = program.product(kind, a.value, b.value, L);
-    by_value = program.analysis(kind, L, c.scale, grid);
+    if (direct) {
+      by_value = program.direct(a.value, b.value, L, c.scale);
+    } else {
+      const int grid = program.product(kind, a.value, b.value, L);
+      by_value = program.analysis(kind, L, c.scale, grid);
+    }
   }
   int by_slope = by_value;
-  if (second) {
+  if (second && direct) {
+    by_slope = program.direct(a.slope, b.value, L, c.scale);
+    by_slope = program.direct(a.value, b.slope, L, c.scale, by_slope);
+  } else if (second) {
     int grid = program.product(kind, a.slope, b.value, L);
     grid = program.product(kind, a.value, b.slope, L, grid);
     by_slope = program.analysis(kind, L, c.scale, grid);

@@ -131,6 +131,26 @@ int Program::product(Kind kind, Signal& f, Signal& g, int64_t L, int out) {
   return multiply(f_alpha, f.L, g_theta, g.L, L, out, Store::subtract);
 }
 
+bool Program::direct_is_faster(int64_t Lf, int64_t Lg, int64_t L) const {
+  return direct_for(*kernels_, std::min(Lf, Lg), std::max(Lf, Lg), L) != nullptr;
+}
+
+int Program::direct(const Signal& f, const Signal& g, int64_t L, Scale scale, int out) {
+  if (f.x < 0 || g.x < 0) return out;
+  if (f.L > g.L) return direct(g, f, L, scale, out);
+  const DirectKernel& kernel = *direct_for(*kernels_, f.L, g.L, L);
+  const Store store = out < 0 ? Store::set : Store::add;
+  if (out < 0) out = add_buffer({coefficients_of(L), -1, true});
+  after_.push_back({.what = Step::Do::direct,
+                    .x = f.x,
+                    .y = g.x,
+                    .out = out,
+                    .table = direct_table(type_ == Type::float64, kernel, f.scale, g.scale, scale),
+                    .store = store,
+                    .direct = kernel.run});
+  return out;
+}
+
 int Program::analysis(Kind kind, int64_t L, Scale scale, int grid) {
   if (grid < 0) return -1;
   const auto table = type_ == Type::float64

@@ -20,6 +20,7 @@ struct Step {
     dot,
     scale,
     contract,
+    direct,
     transform
   };
 
@@ -37,6 +38,7 @@ struct Step {
   Synthesis synthesis = nullptr;
   Analysis analysis = nullptr;
   Convolve convolve = nullptr;
+  Direct direct = nullptr;
 };
 
 // A signal on the rings: its values, or its derivatives by theta and alpha, synthesised where first
@@ -69,6 +71,9 @@ class Program {
   int product(Kind kind, Signal& f, Signal& g, int64_t L, int out = -1);
   int multiply(int f, int64_t Lf, int g, int64_t Lg, int64_t L, int out = -1,
                Store store = Store::add);
+  // The product of signals as coefficients, without rings.
+  bool direct_is_faster(int64_t Lf, int64_t Lg, int64_t L) const;
+  int direct(const Signal& f, const Signal& g, int64_t L, Scale scale, int out = -1);
   int synthesis(Signal& f, Flavour flavour);
   int analysis(Kind kind, int64_t L, Scale scale, int grid);
 

@@ -12,7 +12,7 @@ namespace {
 
 // Vectors that the grids of one range of ring pairs may take: with the coefficients beside them
 // they stay in the first-level cache.
-const int64_t kGridBytes = getenv("KG") ? atoi(getenv("KG")) : 24 * 1024;
+constexpr int64_t kGridBytes = 12 * 1024;
 // Vector operations that a thread takes at least.
 constexpr int64_t kGrain = 100000;
 
@@ -59,7 +59,8 @@ class Soon {
       const int64_t count = std::min(lines, range.count);
       for (int64_t i = 0; i < count; ++i, range.p += range.step) {
 #if defined(__x86_64__)
-        // Not __builtin_prefetch: without the flag for it, it fetches lines to be written as shared.
+        // Not __builtin_prefetch: without the flag for it, it fetches lines to be written as
+        // shared.
         if (range.write) {
           asm volatile("prefetchw %0" : : "m"(*range.p));
           continue;
@@ -100,14 +101,14 @@ class Runner {
       place.io.type = samples.type;
       place.io.count = operand.count;
       place.io.step = operand.array.step;
-      place.io.lane[0] = static_cast<char*>(operand.array.data);
+      place.io.first = static_cast<char*>(operand.array.data);
       std::copy_n(operand.array.strides, kMaxDims, place.strides);
       if (operand.output && is_summed(samples, operand.array)) {
         // Gradients to be summed go to memory of their own.
         sums_.push_back(allocate(count_ * operand.count * type_size(arithmetic)));
         place.io.type = arithmetic;
         place.io.step = 1;
-        place.io.lane[0] = sums_.back().get();
+        place.io.first = sums_.back().get();
         int64_t stride = operand.count;
         for (int d = samples.ndim - 1; d >= 0; --d) {
           place.strides[d] = stride;
@@ -132,9 +133,11 @@ class Runner {
       rest /= sizes_[d];
     }
     Soon soon;
+    std::vector<BlockIo> blocks;
+    for (const Place& place : places_) blocks.push_back(place.io);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t valid = std::min(kernels_.lanes, count_ - block * kernels_.lanes);
-      for (const Step& step : program_.before_) single(step, memory.get(), index, valid);
+      for (const Step& step : program_.before_) single(step, memory.get(), index, valid, blocks);
       expect(soon, index);
       for (PairRange pairs{0, 0, pairs_}; pairs.first < pairs_; pairs.first += pairs.count) {
         pairs.count = std::min(group_, pairs_ - pairs.first);
@@ -143,7 +146,7 @@ class Runner {
           on_rings(step, memory.get(), pairs);
         }
       }
-      for (const Step& step : program_.after_) single(step, memory.get(), index, valid);
+      for (const Step& step : program_.after_) single(step, memory.get(), index, valid, blocks);
       advance(index, kernels_.lanes);
     }
   }
@@ -224,8 +227,7 @@ class Runner {
       const Place& place = places_[i];
       const bool output = program_.operands_[i].output;
       const int64_t size = type_size(place.io.type), inner = place.strides[ndim_ - 1];
-      const char* p = place.io.lane[0];
-      for (int d = 0; d < ndim_; ++d) p += index[d] * place.strides[d] * size;
+      const char* p = place.io.first + offset(place, index) * size;
       if (!output) p += kernels_.lanes * inner * size;
       if (inner == 1) {
         soon.add(p, place.io.step * size, place.io.count, output);
@@ -236,27 +238,25 @@ class Runner {
   }
 
   // Where the samples of a block lie.
-  BlockIo block_io(const Place& place, const int64_t* index, int64_t valid, char* spare) const {
-    BlockIo io = place.io;
-    const int64_t size = type_size(io.type);
-    char* base = io.lane[0];
-    for (int d = 0; d < ndim_; ++d) base += index[d] * place.strides[d] * size;
-    const int64_t inner = place.strides[ndim_ - 1];
-    if (valid == kernels_.lanes && index[ndim_ - 1] + valid <= sizes_[ndim_ - 1]) {
-      for (int64_t i = 0; i < kernels_.lanes; ++i) io.lane[i] = base + i * inner * size;
+  void locate(const Place& place, const int64_t* index, int64_t valid, char* spare,
+              BlockIo& io) const {
+    const int64_t size = type_size(io.type), inner = place.strides[ndim_ - 1];
+    io.even = valid == kernels_.lanes && index[ndim_ - 1] + valid <= sizes_[ndim_ - 1];
+    if (io.even) {
+      io.first = place.io.first + offset(place, index) * size;
+      io.stride = inner * size;
       io.pattern = inner == 0                   ? Pattern::same
                    : inner == 1 && io.step != 1 ? Pattern::columns
                    : io.step == 1               ? Pattern::rows
                                                 : Pattern::scattered;
-      return io;
+      return;
     }
     io.pattern = io.step == 1 ? Pattern::rows : Pattern::scattered;
     int64_t at[kMaxDims];
     std::copy_n(index, ndim_, at);
     for (int64_t i = 0; i < kernels_.lanes; ++i) {
       if (i < valid) {
-        io.lane[i] = place.io.lane[0];
-        for (int d = 0; d < ndim_; ++d) io.lane[i] += at[d] * place.strides[d] * size;
+        io.lane[i] = place.io.first + offset(place, at) * size;
         advance(at, 1);
       } else {
         // Lanes beyond the last sample repeat it, and write to nowhere.
@@ -265,18 +265,26 @@ class Runner {
                                                    : nullptr;
       }
     }
-    return io;
   }
 
-  void single(const Step& step, char* memory, const int64_t* index, int64_t valid) const {
+  int64_t offset(const Place& place, const int64_t* index) const {
+    int64_t offset = 0;
+    for (int d = 0; d < ndim_; ++d) offset += index[d] * place.strides[d];
+    return offset;
+  }
+
+  void single(const Step& step, char* memory, const int64_t* index, int64_t valid,
+              std::vector<BlockIo>& blocks) const {
     const auto at = [&](int buffer) { return memory + offsets_[buffer]; };
     const bool add = step.store == Store::add;
     switch (step.what) {
       case Step::Do::load:
-        kernels_.load(block_io(places_[step.operand], index, valid, nullptr), at(step.out));
+        locate(places_[step.operand], index, valid, nullptr, blocks[step.operand]);
+        kernels_.load(blocks[step.operand], at(step.out));
         break;
       case Step::Do::store:
-        kernels_.store(block_io(places_[step.operand], index, valid, memory + spare_), at(step.x));
+        locate(places_[step.operand], index, valid, memory + spare_, blocks[step.operand]);
+        kernels_.store(blocks[step.operand], at(step.x));
         break;
       case Step::Do::weigh:
         kernels_.weigh(step.L, at(step.x), at(step.w), at(step.out), add);
@@ -287,6 +295,9 @@ class Runner {
         if (!add) std::memset(at(step.out), 0, step.L * kernels_.vector_bytes);
         kernels_.contract(step.terms->data(), static_cast<int64_t>(step.terms->size()), at(step.x),
                           at(step.y), at(step.w), at(step.out));
+        break;
+      case Step::Do::direct:
+        step.direct(step.table, at(step.x), at(step.y), at(step.out), add);
         break;
       case Step::Do::transform:
         kernels_.transform(step.Lx, step.L, step.table, at(step.x), at(step.out));

@@ -159,6 +159,28 @@ const T* analysis_table(int64_t L, int64_t rings, Scale scale) {
   return cached<T>(std::tuple(L, rings, scale), [&] { return make_analysis<T>(L, rings, scale); });
 }
 
+namespace {
+
+template <class T>
+const T* direct_table_as(const DirectKernel& kernel, Scale x, Scale y, Scale out) {
+  return cached<T>(std::tuple(kernel.groups, x, y, out), [&] {
+    std::vector<T> table;
+    for (int64_t i = 0; i < kernel.count; ++i) {
+      const Group& group = kernel.groups[i];
+      table.push_back(static_cast<T>(group.value * scale_at(x, group.l1) * scale_at(y, group.l2) *
+                                     scale_at(out, group.l3)));
+    }
+    return table;
+  });
+}
+
+}  // namespace
+
+const void* direct_table(bool wide, const DirectKernel& kernel, Scale x, Scale y, Scale out) {
+  if (wide) return direct_table_as<double>(kernel, x, y, out);
+  return direct_table_as<float>(kernel, x, y, out);
+}
+
 template const float* synthesis_table(int64_t, int64_t, Flavour, Scale);
 template const double* synthesis_table(int64_t, int64_t, Flavour, Scale);
 template const float* analysis_table(int64_t, int64_t, Scale);

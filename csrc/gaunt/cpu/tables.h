@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "gaunt/cpu/engine.h"
 #include "gaunt/gaunt_math.h"
 
 namespace nnkernels::gaunt {
@@ -34,5 +35,8 @@ template <class T>
 const T* synthesis_table(int64_t L, int64_t rings, Flavour flavour, Scale scale);
 template <class T>
 const T* analysis_table(int64_t L, int64_t rings, Scale scale);
+
+// The constants of a kernel without rings, for operands x and y and a result of these scales.
+const void* direct_table(bool wide, const DirectKernel& kernel, Scale x, Scale y, Scale out);
 
 }  // namespace nnkernels::gaunt
