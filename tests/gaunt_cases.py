@@ -195,8 +195,8 @@ def derivatives(function, tensors, g, cotangents):
     out = function(*leaves)
     # A result that does not depend on them still has derivatives: zeros.
     options = {"allow_unused": True, "materialize_grads": True}
-    connected = out + sum(0 * x.sum() for x in leaves)
+    connected = out if out.requires_grad else out + sum(0 * x.sum() for x in leaves)
     first = torch.autograd.grad(connected, leaves, g, create_graph=True)
-    first = [x + 0 * g.sum() for x in first]
+    first = [x if x.requires_grad else x + 0 * g.sum() for x in first]
     second = torch.autograd.grad(first, [*leaves, g], cotangents, **options)
     return [x.detach() for x in (out, *first, *second)]

@@ -106,7 +106,8 @@ def broadcast(op: str, names, values, leading):
     """The common leading dimensions, or ValueError naming the shapes."""
     result = leading[0]
     for index in range(1, len(leading)):
-        if leading[index] == result:
+        # Of unequal lengths they would be compared element by element, a guard for torch.compile.
+        if len(leading[index]) == len(result) and leading[index] == result:
             continue
         try:
             result = torch.broadcast_shapes(result, leading[index])
