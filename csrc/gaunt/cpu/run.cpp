@@ -126,7 +126,7 @@ class Runner {
 
   void run(int64_t begin, int64_t end) const {
     Memory memory = allocate(bytes_);
-    int64_t index[kMaxDims];
+    int64_t index[kMaxDims], next[kMaxDims];
     int64_t rest = begin * kernels_.lanes;
     for (int d = ndim_ - 1; d >= 0; --d) {
       index[d] = rest % sizes_[d];
@@ -138,7 +138,10 @@ class Runner {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t valid = std::min(kernels_.lanes, count_ - block * kernels_.lanes);
       for (const Step& step : program_.before_) single(step, memory.get(), index, valid, blocks);
-      expect(soon, index);
+      std::copy_n(index, ndim_, next);
+      advance(next, kernels_.lanes);
+      expect(soon, index, next, block + 1 == end);
+      if (program_.on_rings_.empty()) soon.fetch(lines_);
       for (PairRange pairs{0, 0, pairs_}; pairs.first < pairs_; pairs.first += pairs.count) {
         pairs.count = std::min(group_, pairs_ - pairs.first);
         for (const Step& step : program_.on_rings_) {
@@ -147,7 +150,7 @@ class Runner {
         }
       }
       for (const Step& step : program_.after_) single(step, memory.get(), index, valid, blocks);
-      advance(index, kernels_.lanes);
+      std::copy_n(next, ndim_, index);
     }
   }
 
@@ -208,7 +211,7 @@ class Runner {
       lines += kernels_.lanes * place.io.count * type_size(place.io.type) / 64 + 1;
     }
     const auto steps = static_cast<int64_t>(program_.on_rings_.size());
-    if (steps > 0) lines_ = lines / (steps * ((pairs_ + group_ - 1) / group_)) + 1;
+    lines_ = steps == 0 ? lines : lines / (steps * ((pairs_ + group_ - 1) / group_)) + 1;
   }
 
   void advance(int64_t* index, int64_t by) const {
@@ -219,20 +222,31 @@ class Runner {
     }
   }
 
-  // The next block's inputs and this block's outputs, where a block is in one piece.
-  void expect(Soon& soon, const int64_t* index) const {
+  // This block's outputs and the next one's inputs, where they are in one piece.
+  void expect(Soon& soon, const int64_t* index, const int64_t* next, bool last) const {
     soon.clear();
-    if (lines_ == 0 || index[ndim_ - 1] + 2 * kernels_.lanes > sizes_[ndim_ - 1]) return;
+    const int inner = ndim_ - 1;
+    const bool here = index[inner] + kernels_.lanes <= sizes_[inner];
+    const bool there = !last && next[inner] + kernels_.lanes <= sizes_[inner];
     for (size_t i = 0; i < places_.size(); ++i) {
       const Place& place = places_[i];
       const bool output = program_.operands_[i].output;
-      const int64_t size = type_size(place.io.type), inner = place.strides[ndim_ - 1];
-      const char* p = place.io.first + offset(place, index) * size;
-      if (!output) p += kernels_.lanes * inner * size;
-      if (inner == 1) {
+      const int64_t size = type_size(place.io.type), stride = place.strides[inner];
+      const int64_t bytes = kernels_.lanes * place.io.count * size;
+      if (ndim_ == 2 && stride == 1 && place.io.step == sizes_[1] &&
+          place.strides[0] == place.io.count * sizes_[1]) {
+        // Rows of whole matrices [count, samples]: in the order of memory, a matrix ahead.
+        if (index[0] + 1 >= sizes_[0]) continue;
+        const int64_t ahead = (index[0] + 1) * sizes_[1] + index[1];
+        soon.add(place.io.first + ahead * place.io.count * size, 64, bytes / 64 + 1, output);
+        continue;
+      }
+      if (output ? !here : !there) continue;
+      const char* p = place.io.first + offset(place, output ? index : next) * size;
+      if (stride == 1) {
         soon.add(p, place.io.step * size, place.io.count, output);
-      } else if (inner == place.io.count && place.io.step == 1) {
-        soon.add(p, 64, kernels_.lanes * inner * size / 64 + 1, output);
+      } else if (stride == place.io.count && place.io.step == 1) {
+        soon.add(p, 64, bytes / 64 + 1, output);
       }
     }
   }
