@@ -27,9 +27,8 @@ def _check_channels(name: str, channels, layout: str):
 class GauntTensorProduct(nn.Module):
     """The Gaunt product of two signals with a learnt weight for each degree and channel.
 
-    The result of path (l1, l2, l3) is weighted by w1[l1] w2[l2] w3[l3]. Components lie in e3nn's
-    order, and with normalization="integral" or "component" the module takes the place of an
-    e3nn "uuu" tensor product of the even paths, whose weights this factorises.
+    Path (l1, l2, l3) is weighted by w1[l1] w2[l2] w3[l3]. Components lie in e3nn's order: the module
+    takes the place of an e3nn "uuu" tensor product of the even paths, whose weights it factorises.
 
     Args:
         L1, L2, L3: degrees of the two inputs and of the result.
