@@ -13,6 +13,8 @@ namespace {
 // Vectors that the grids of one range of ring pairs may take: with the coefficients beside them
 // they stay in the first-level cache.
 constexpr int64_t kGridBytes = 12 * 1024;
+// Bytes that are asked for before they are needed, at least.
+constexpr int64_t kAhead = 2048;
 // Vector operations that a thread takes at least.
 constexpr int64_t kGrain = 100000;
 
@@ -246,7 +248,8 @@ class Runner {
       if (stride == 1) {
         soon.add(p, place.io.step * size, place.io.count, output);
       } else if (stride == place.io.count && place.io.step == 1) {
-        soon.add(p, 64, bytes / 64 + 1, output);
+        // Short blocks are done before memory answers: further ahead.
+        soon.add(p + kAhead / bytes * bytes, 64, bytes / 64 + 1, output);
       }
     }
   }
