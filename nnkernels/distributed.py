@@ -8,6 +8,7 @@ It is separate because torch.distributed.tensor takes long to import.
 from nnkernels.binary import sharding as _binary  # noqa: F401
 from nnkernels.deltaproduct import sharding as _deltaproduct  # noqa: F401
 from nnkernels.deltaproduct.parallel import deltaproduct_cp
+from nnkernels.gaunt import sharding as _gaunt  # noqa: F401
 from nnkernels.lmul import sharding as _lmul  # noqa: F401
 
 __all__ = ["deltaproduct_cp"]

@@ -3,6 +3,7 @@
 from nnkernels.binary.module import BinaryConv2d, BinaryLinear, BiPerConv2d, BiPerLinear
 from nnkernels.binary.packed import PackedConv2d, PackedLinear
 from nnkernels.deltaproduct.module import GatedDeltaProduct
+from nnkernels.gaunt.module import GauntPower, GauntTensorProduct
 from nnkernels.lmul.module import LMulAttention, LMulLinear
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "BinaryConv2d",
     "BinaryLinear",
     "GatedDeltaProduct",
+    "GauntPower",
+    "GauntTensorProduct",
     "LMulAttention",
     "LMulLinear",
     "PackedConv2d",
