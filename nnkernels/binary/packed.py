@@ -50,9 +50,11 @@ class _Packed(nn.Module):
 
     def fill(self, bits: Tensor, scale: Tensor, bias: Tensor | None):
         """Copies a layer's bits and vectors into the module; returns it."""
-        self.load_state_dict(
-            {"bits": bits, "scale": scale} | ({} if bias is None else {"bias": bias})
-        )
+        self.bits.copy_(bits)
+        self.scale.copy_(scale)
+        if bias is not None:
+            self.bias.copy_(bias)
+        self._prepare()
         return self
 
     def _prepare(self):

@@ -401,6 +401,9 @@ def test_set_pad_bits(operand, row):
     last[4, -1] = -(2**31)
     with pytest.raises(ValueError, match="a has a set pad bit in row 4"):
         binary.matmul(last, values["b"], K, check_padding=True)
+    # Rows of all batches are counted on.
+    with pytest.raises(ValueError, match="a has a set pad bit in row 9"):
+        binary.matmul(torch.stack([bits(5, K), last]), bits(5, K), K, check_padding=True)
 
 
 PREPACKED = {
