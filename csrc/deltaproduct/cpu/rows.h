@@ -51,11 +51,23 @@ void store(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Ty
 template <class Real>
 Real dot(const Real* a, const Real* b, int64_t n) {
   using V = Vec<Real>;
-  typename V::Reg sum = V::zero();
+  // Four sums hide the latency of an addition.
+  typename V::Reg sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
   int64_t at = 0;
-  for (; at + V::lanes <= n; at += V::lanes) sum = V::fma(V::load(a + at), V::load(b + at), sum);
-  if (at < n) sum = V::fma(V::load_first(a + at, n - at), V::load_first(b + at, n - at), sum);
-  return V::sum(sum);
+  for (; at + 4 * V::lanes <= n; at += 4 * V::lanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int64_t place = at + i * V::lanes;
+      sums[i] = V::fma(V::load(a + place), V::load(b + place), sums[i]);
+    }
+  }
+  for (; at + V::lanes <= n; at += V::lanes) {
+    sums[0] = V::fma(V::load(a + at), V::load(b + at), sums[0]);
+  }
+  if (at < n) {
+    sums[1] = V::fma(V::load_first(a + at, n - at), V::load_first(b + at, n - at), sums[1]);
+  }
+  return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
 }
 
 template <class Real>
