@@ -49,6 +49,48 @@ void store(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Ty
 }
 
 template <class Real>
+constexpr int kPanel = Vec<Real>::panel_vectors * Vec<Real>::lanes;
+
+template <class Real>
+void load_panels(Type any, const void* from, int64_t from_row, int64_t K, int64_t columns,
+                 Real* to) {
+  using V = Vec<Real>;
+  constexpr int64_t panel = kPanel<Real>;
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < K; ++r) {
+      int64_t c = 0;
+      for (; c + V::lanes <= columns; c += V::lanes) {
+        V::store(to + (c / panel * K + r) * panel + c % panel,
+                 V::widen(type, from, r * from_row + c));
+      }
+      for (; c < (columns + panel - 1) / panel * panel; ++c) {
+        to[(c / panel * K + r) * panel + c % panel] =
+            c < columns ? load_number<Real>(type, from, r * from_row + c) : Real(0);
+      }
+    }
+  });
+}
+
+template <class Real>
+void store_panels(const Real* from, int64_t K, int64_t columns, Type any, void* to,
+                  int64_t to_row) {
+  using V = Vec<Real>;
+  constexpr int64_t panel = kPanel<Real>;
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < K; ++r) {
+      int64_t c = 0;
+      for (; c + V::lanes <= columns; c += V::lanes) {
+        V::narrow(type, to, r * to_row + c,
+                  V::load(from + (c / panel * K + r) * panel + c % panel));
+      }
+      for (; c < columns; ++c) {
+        store_number<Real>(type, to, r * to_row + c, from[(c / panel * K + r) * panel + c % panel]);
+      }
+    }
+  });
+}
+
+template <class Real>
 Real dot(const Real* a, const Real* b, int64_t n) {
   using V = Vec<Real>;
   // Four sums hide the latency of an addition.
