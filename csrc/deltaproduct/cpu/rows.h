@@ -57,15 +57,18 @@ void load_panels(Type any, const void* from, int64_t from_row, int64_t K, int64_
   using V = Vec<Real>;
   constexpr int64_t panel = kPanel<Real>;
   with_type(any, [&](auto type) {
-    for (int64_t r = 0; r < K; ++r) {
+    for (int64_t r = 0; r < K; ++r, to += panel) {
+      Real* row = to;
       int64_t c = 0;
-      for (; c + V::lanes <= columns; c += V::lanes) {
-        V::store(to + (c / panel * K + r) * panel + c % panel,
-                 V::widen(type, from, r * from_row + c));
+      for (; c + panel <= columns; c += panel, row += K * panel) {
+#pragma GCC unroll 4
+        for (int w = 0; w < V::panel_vectors; ++w) {
+          V::store(row + w * V::lanes, V::widen(type, from, r * from_row + c + w * V::lanes));
+        }
       }
-      for (; c < (columns + panel - 1) / panel * panel; ++c) {
-        to[(c / panel * K + r) * panel + c % panel] =
-            c < columns ? load_number<Real>(type, from, r * from_row + c) : Real(0);
+      if (c == columns) continue;
+      for (int64_t i = 0; i < panel; ++i) {
+        row[i] = c + i < columns ? load_number<Real>(type, from, r * from_row + c + i) : Real(0);
       }
     }
   });
@@ -77,14 +80,17 @@ void store_panels(const Real* from, int64_t K, int64_t columns, Type any, void* 
   using V = Vec<Real>;
   constexpr int64_t panel = kPanel<Real>;
   with_type(any, [&](auto type) {
-    for (int64_t r = 0; r < K; ++r) {
+    for (int64_t r = 0; r < K; ++r, from += panel) {
+      const Real* row = from;
       int64_t c = 0;
-      for (; c + V::lanes <= columns; c += V::lanes) {
-        V::narrow(type, to, r * to_row + c,
-                  V::load(from + (c / panel * K + r) * panel + c % panel));
+      for (; c + panel <= columns; c += panel, row += K * panel) {
+#pragma GCC unroll 4
+        for (int w = 0; w < V::panel_vectors; ++w) {
+          V::narrow(type, to, r * to_row + c + w * V::lanes, V::load(row + w * V::lanes));
+        }
       }
-      for (; c < columns; ++c) {
-        store_number<Real>(type, to, r * to_row + c, from[(c / panel * K + r) * panel + c % panel]);
+      for (int64_t i = 0; c + i < columns; ++i) {
+        store_number<Real>(type, to, r * to_row + c + i, row[i]);
       }
     }
   });
