@@ -69,7 +69,8 @@ def _match(op, name, value, expected, letters):
 
 
 def _heads(op, H, Hk):
-    if H % Hk != 0 if Hk > 0 else H != 0:
+    # Key heads that no value head uses would get no gradient.
+    if (Hk == 0 < H) or Hk > H or (Hk > 0 and H % Hk != 0):
         raise ValueError(
             f"{op}: v has H={H} heads and k has Hk={Hk}, expected H to be a multiple of Hk"
         )

@@ -152,7 +152,7 @@ def test_no_tokens(n):
     assert (state == 0).all()
 
 
-@pytest.mark.parametrize("sizes", [{"B": 0}, {"Hk": 0, "H": 0}, {"Hk": 2, "H": 0}])
+@pytest.mark.parametrize("sizes", [{"B": 0}, {"Hk": 0, "H": 0}])
 def test_no_sequences_and_no_heads(sizes):
     case = Case(**sizes)
     got = run(deltaproduct.scan, case.inputs(), case.upstream(), **case.options)

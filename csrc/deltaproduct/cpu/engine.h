@@ -122,6 +122,11 @@ struct Kernels {
                Real* to, int64_t to_row);
   void (*store)(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Type type,
                 void* to, int64_t to_row);
+  // The same between rows of a state and its panels, [K][panel] each.
+  void (*load_panels)(Type type, const void* from, int64_t from_row, int64_t K, int64_t columns,
+                      Real* to);
+  void (*store_panels)(const Real* from, int64_t K, int64_t columns, Type type, void* to,
+                       int64_t to_row);
   Real (*dot)(const Real* a, const Real* b, int64_t n);
   // to[r][c] = sign * factor[r] * from[r][c]; rows of `row` numbers.
   void (*scale_rows)(const Real* from, const Real* factor, Real sign, int64_t rows, int64_t columns,

@@ -25,6 +25,15 @@ inline void* state_at(const States& states, int64_t sequence, int64_t head, int6
   return static_cast<char*>(states.data) + bytes_of(states.type, at);
 }
 
+// Asks for rows that will be read or written some thousand cycles later.
+template <int write>
+void prefetch_rows(const void* data, int64_t row_bytes, int64_t rows, int64_t bytes) {
+  const char* row = static_cast<const char*>(data);
+  for (int64_t r = 0; r < rows; ++r, row += row_bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, write);
+  }
+}
+
 // Calls worker(i) once for every i < count, on all threads: each makes one Worker, which takes the
 // next item whenever it is free.
 template <class MakeWorker>

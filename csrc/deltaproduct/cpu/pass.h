@@ -1,13 +1,11 @@
 // The passes of a block of groups over the panels of S, see engine.h.
 #pragma once
 
-#include "deltaproduct/cpu/engine.h"
+#include "deltaproduct/cpu/rows.h"
 
 namespace nnkernels::deltaproduct {
 namespace {
 
-template <class Real>
-constexpr int kPanel = Vec<Real>::panel_vectors * Vec<Real>::lanes;
 constexpr int kMaxRows = kMaxSteps + kMaxOutputs;
 
 // What goes from one pass over a panel to the next: S^T k and S^T q of a group.

@@ -49,13 +49,73 @@ void store(const Real* from, int64_t from_row, int64_t rows, int64_t columns, Ty
 }
 
 template <class Real>
+constexpr int kPanel = Vec<Real>::panel_vectors * Vec<Real>::lanes;
+
+template <class Real>
+void load_panels(Type any, const void* from, int64_t from_row, int64_t K, int64_t columns,
+                 Real* to) {
+  using V = Vec<Real>;
+  constexpr int64_t panel = kPanel<Real>;
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < K; ++r, to += panel) {
+      Real* row = to;
+      int64_t c = 0;
+      for (; c + panel <= columns; c += panel, row += K * panel) {
+#pragma GCC unroll 4
+        for (int w = 0; w < V::panel_vectors; ++w) {
+          V::store(row + w * V::lanes, V::widen(type, from, r * from_row + c + w * V::lanes));
+        }
+      }
+      if (c == columns) continue;
+      for (int64_t i = 0; i < panel; ++i) {
+        row[i] = c + i < columns ? load_number<Real>(type, from, r * from_row + c + i) : Real(0);
+      }
+    }
+  });
+}
+
+template <class Real>
+void store_panels(const Real* from, int64_t K, int64_t columns, Type any, void* to,
+                  int64_t to_row) {
+  using V = Vec<Real>;
+  constexpr int64_t panel = kPanel<Real>;
+  with_type(any, [&](auto type) {
+    for (int64_t r = 0; r < K; ++r, from += panel) {
+      const Real* row = from;
+      int64_t c = 0;
+      for (; c + panel <= columns; c += panel, row += K * panel) {
+#pragma GCC unroll 4
+        for (int w = 0; w < V::panel_vectors; ++w) {
+          V::narrow(type, to, r * to_row + c + w * V::lanes, V::load(row + w * V::lanes));
+        }
+      }
+      for (int64_t i = 0; c + i < columns; ++i) {
+        store_number<Real>(type, to, r * to_row + c + i, row[i]);
+      }
+    }
+  });
+}
+
+template <class Real>
 Real dot(const Real* a, const Real* b, int64_t n) {
   using V = Vec<Real>;
-  typename V::Reg sum = V::zero();
+  // Four sums hide the latency of an addition.
+  typename V::Reg sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
   int64_t at = 0;
-  for (; at + V::lanes <= n; at += V::lanes) sum = V::fma(V::load(a + at), V::load(b + at), sum);
-  if (at < n) sum = V::fma(V::load_first(a + at, n - at), V::load_first(b + at, n - at), sum);
-  return V::sum(sum);
+  for (; at + 4 * V::lanes <= n; at += 4 * V::lanes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const int64_t place = at + i * V::lanes;
+      sums[i] = V::fma(V::load(a + place), V::load(b + place), sums[i]);
+    }
+  }
+  for (; at + V::lanes <= n; at += V::lanes) {
+    sums[0] = V::fma(V::load(a + at), V::load(b + at), sums[0]);
+  }
+  if (at < n) {
+    sums[1] = V::fma(V::load_first(a + at, n - at), V::load_first(b + at, n - at), sums[1]);
+  }
+  return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
 }
 
 template <class Real>

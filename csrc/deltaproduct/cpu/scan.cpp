@@ -88,21 +88,25 @@ class Worker {
     if (slot < 0) return clear_outputs(first, length);
     const int64_t panel = kernels_.panel;
     state_ = states_.get(item_.count * args_.K * panel);
-    load_state(slot);
     const int64_t at_once = std::clamp<int64_t>(
         kStateBytes / (args_.K * panel * static_cast<int64_t>(sizeof(Real))), 1, kMaxPanels);
+    // The panels of a short sequence need not wait for each other.
+    const bool single = length > 0 && length <= kSpacing;
+    if (!single) load_state(slot, 0, item_.count);
     for (int64_t token = 0; token < length; token += kSpacing) {
       const int64_t tokens = std::min(kSpacing, length - token);
       prepare(first + token, tokens);
       for (int64_t p = 0; p < item_.count; p += at_once) {
         const int64_t count = std::min(at_once, item_.count - p);
+        if (single) load_state(slot, p, count);
         if (args_.checkpoints) {
           save_checkpoint(sequences.checkpoint(item_.sequence) + token / kSpacing, p, count);
         }
         run_panels(first + token, tokens, p, count);
+        if (single && args_.final.data) store_panels(p, count, args_.final, slot);
       }
     }
-    if (args_.final.data) store_state(slot);
+    if (!single && args_.final.data) store_panels(0, item_.count, args_.final, slot);
   }
 
  private:
@@ -123,30 +127,24 @@ class Worker {
     return ((batch_ * args_.sequences.T + token) * args_.H + item_.head) * args_.V + column;
   }
 
-  void load_state(int64_t slot) {
+  void load_state(int64_t slot, int64_t p, int64_t count) {
     const int64_t panel = kernels_.panel;
-    std::fill_n(state_, item_.count * args_.K * panel, Real(0));
-    for (int64_t p = 0; p < item_.count; ++p) {
-      if (args_.initial.data) {
-        kernels_.load(args_.initial.type, state_at(args_.initial, slot, item_.head, 0, column(p)),
-                      args_.initial.row_stride, args_.K, columns(column(p), panel), state(p),
-                      panel);
-      } else if (args_.identity) {
-        for (int64_t i = column(p); i < std::min(column(p) + panel, args_.K); ++i) {
-          state(p)[i * panel + i - column(p)] = 1;
-        }
-      }
+    if (args_.initial.data) {
+      return kernels_.load_panels(
+          args_.initial.type, state_at(args_.initial, slot, item_.head, 0, column(p)),
+          args_.initial.row_stride, args_.K, columns(column(p), count * panel), state(p));
+    }
+    std::fill_n(state(p), count * args_.K * panel, Real(0));
+    if (!args_.identity) return;
+    for (int64_t i = column(p); i < std::min(column(p) + count * panel, args_.K); ++i) {
+      state(p + (i - column(p)) / panel)[i * panel + (i - column(p)) % panel] = 1;
     }
   }
 
   void store_panels(int64_t p, int64_t count, const States& to, int64_t place) {
-    for (int64_t i = p; i < p + count; ++i) {
-      kernels_.store(state(i), kernels_.panel, args_.K, columns(column(i), kernels_.panel), to.type,
-                     state_at(to, place, item_.head, 0, column(i)), to.row_stride);
-    }
+    kernels_.store_panels(state(p), args_.K, columns(column(p), count * kernels_.panel), to.type,
+                          state_at(to, place, item_.head, 0, column(p)), to.row_stride);
   }
-
-  void store_state(int64_t slot) { store_panels(0, item_.count, args_.final, slot); }
 
   void save_checkpoint(int64_t checkpoint, int64_t p, int64_t count) {
     const Type type = args_.float64 ? Type::float64 : Type::float32;

@@ -222,6 +222,15 @@ class Worker {
     each_chunk(tokens, [&](const Chunk& chunk) { store_rows(token, chunk); });
   }
 
+  // The row's number in column `column_`.
+  const char* first_column(const Rows& rows, int64_t row, int64_t head) const {
+    return static_cast<const char*>(row_at(rows, batch_, row, head)) + bytes_of(rows.type, column_);
+  }
+  void prefetch(const Rows& rows, int64_t row, int64_t head, int64_t count) const {
+    prefetch_rows<0>(first_column(rows, row, head), bytes_of(rows.type, rows.row_stride), count,
+                     bytes_of(rows.type, columns_));
+  }
+
   // q and k of a chunk, and their products; the gradients become 0.
   void load_rows(int64_t token, const Chunk& chunk) {
     token += chunk.c * tokens_;
@@ -316,8 +325,8 @@ class Worker {
   // delta and D of a chunk, and the state after it if that is wanted.
   void advance(int64_t token, int64_t head, const Chunk& chunk, bool more) {
     token += chunk.c * tokens_;
-    const auto* v = static_cast<const char*>(row_at(a_.v, batch_, token * n_, head)) +
-                    bytes_of(a_.v.type, column_);
+    const char* v = first_column(a_.v, token * n_, head);
+    if (more) prefetch(a_.v, (token + chunk.tokens) * n_, head, chunk.steps);
     kernels_.load(a_.v.type, v, a_.v.row_stride, chunk.steps, columns_, delta(chunk), column_row_);
     // The zeros after the last column stay zeros: whole rows of states are multiplied later.
     multiply(chunk.steps, column_row_, a_.K, {decayed(chunk) + chunk.tokens * row_, row_, 1},
@@ -336,10 +345,12 @@ class Worker {
     Real* grad_v = x_ + tokens * column_row_;
     Real* grad_s = grad_state(head);
 
-    const auto* grad_o = static_cast<const char*>(row_at(args_.grad_o, batch_, token, head)) +
-                         bytes_of(args_.grad_o.type, column_);
-    kernels_.load(args_.grad_o.type, grad_o, args_.grad_o.row_stride, tokens, columns_, x_,
-                  column_row_);
+    const int64_t at = ((batch_ * a_.sequences.T + token) * n_ * a_.H + head) * a_.V + column_;
+    prefetch_rows<1>(element_at(args_.dv, at), bytes_of(args_.dv.type, a_.H * a_.V), steps,
+                     bytes_of(args_.dv.type, columns_));
+    if (chunk.c > 0) prefetch(args_.grad_o, token - tokens_, head, tokens_);
+    kernels_.load(args_.grad_o.type, first_column(args_.grad_o, token, head),
+                  args_.grad_o.row_stride, tokens, columns_, x_, column_row_);
     const Real one = 1;
     kernels_.scale_rows(x_, &one, static_cast<Real>(a_.scale), 1, tokens * column_row_, 0, x_);
 
@@ -351,7 +362,6 @@ class Worker {
     kernels_.substitute(masked(chunk) + (tokens + last) * step_row_ + last, -1, -step_row_,
                         beta(chunk) + last, -1, e_ + last * column_row_,
                         grad_v + last * column_row_, -column_row_, steps, columns_);
-    const int64_t at = ((batch_ * a_.sequences.T + token) * n_ * a_.H + head) * a_.V + column_;
     kernels_.store(grad_v, column_row_, steps, columns_, args_.dv.type, element_at(args_.dv, at),
                    a_.H * a_.V);
     for (int64_t i = 0; i < steps; ++i) {
