@@ -149,7 +149,8 @@ def main():
         history = train(options, report, trainer, validation)
         _, energy, force = history[-1]
         report.line(f"  trained: energy {energy:.3f} kcal/mol, force {force:.3f} kcal/mol/angstrom")
-        report.check("the force error is below a tenth of the forces", force < 0.1 * forces.abs().mean().item())
+        size = forces.abs().mean().item()
+        report.check("the force error is below a tenth of the forces", force < 0.1 * size)
         if name == "ethanol" and options.minutes >= 20:
             report.check(f"force error {force:.3f} of at most 1 kcal/mol/angstrom", force <= 1)
         if options.plot:
