@@ -87,8 +87,7 @@ def e3nn(run: Run) -> None:
         raise Unavailable("needs e3nn: pip install e3nn")
     channels = 64
     for L, ratio in ((2, 40), (4, 100)):
-        # Fewer samples where e3nn would take seconds a call; times are linear in them.
-        samples = 256 if L == 2 else 64
+        samples = N // channels
         theirs, x, y = e3nn_call(L, channels, samples)
 
         def check(theirs=theirs, x=x, y=y, L=L) -> None:

@@ -129,10 +129,16 @@ class TwiceDifferentiable:
         self._name = name
         self._forward = forward
 
-        def first_vjp(second, ctx, g):
+        def first_vjp(ctx, g):
             refuse_tangents(f"{name}_bwd", g)
             needed = tuple(ctx.needs_input_grad[1:])
-            gradients = second.apply((ctx.options, needed), g, *ctx.saved_tensors)
+            options = ctx.options, needed
+            if torch._C._are_functorch_transforms_active():
+                gradients = SecondTransformed.apply(options, g, *ctx.saved_tensors)
+            elif torch.is_grad_enabled():
+                gradients = Second.apply(options, g, *ctx.saved_tensors)
+            else:
+                gradients = backward(g, ctx.saved_tensors, *options)
             return None, *_only(gradients, needed)
 
         def second_vjp(ctx, *cotangents):
@@ -162,9 +168,7 @@ class TwiceDifferentiable:
                 ctx.save_for_backward(*tensors)
                 return forward(tensors, options)
 
-            @staticmethod
-            def backward(ctx, g):
-                return first_vjp(Second, ctx, g)
+            backward = staticmethod(first_vjp)
 
         # The same two in the form that torch.func needs.
 
@@ -207,9 +211,7 @@ class TwiceDifferentiable:
             def forward(options, *tensors):
                 return forward(tensors, options)
 
-            @staticmethod
-            def backward(ctx, g):
-                return first_vjp(SecondTransformed, ctx, g)
+            backward = staticmethod(first_vjp)
 
             @staticmethod
             def vmap(info, in_dims, options, *tensors):

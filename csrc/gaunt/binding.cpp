@@ -16,8 +16,6 @@ namespace {
       const OptionalTensor &w2, const OptionalTensor &w3, const Text &normalization,              \
       const Text &layout
 
-using Weights = const OptionalTensor (&)[3];
-
 struct ProductCall {
   Call call;
   ProductArgs args;

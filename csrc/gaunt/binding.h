@@ -54,7 +54,7 @@ class Call {
     samples_.type = *type;
   }
 
-  // An operand with `count` coefficients; with `fits`, one whose shape is known already.
+  // An operand with `count` coefficients.
   void add(const char* name, const Tensor& tensor, int64_t count) {
     check(name, tensor, count);
     const Ints sizes = sample_sizes(tensor);

@@ -230,8 +230,10 @@ TEST(nan_and_infinity_stay_in_their_sample) {
   });
 }
 
-// Sums over samples have one order.
-TEST(sums_do_not_depend_on_threads) {
+// Sums over samples have one order, also those of more samples than are added in one go.
+TEST(sums_over_many_samples) {
+  check_problem({Kind::even, Basis::norm, {1, 1, 1}, 1300, true, true}, Type::float64, false,
+                threads(2));
   Problem problem{Kind::even, Basis::integral, {2, 2, 2}, 3000, true, true};
   const Values values = random_values(problem, 1), slopes = random_values(problem, 2);
   Call one(problem, values, slopes, Type::float32, false);

@@ -27,8 +27,8 @@ def _check_channels(name: str, channels, layout: str):
 class GauntTensorProduct(nn.Module):
     """The Gaunt product of two signals with a learnt weight for each degree and channel.
 
-    Path (l1, l2, l3) is weighted by w1[l1] w2[l2] w3[l3]. Components lie in e3nn's order: the module
-    takes the place of an e3nn "uuu" tensor product of the even paths, whose weights it factorises.
+    Path (l1, l2, l3) is weighted by w1[l1] w2[l2] w3[l3]. Components lie in e3nn's order: the
+    module takes the place of an e3nn "uuu" product of the even paths, whose weights it factorises.
 
     Args:
         L1, L2, L3: degrees of the two inputs and of the result.

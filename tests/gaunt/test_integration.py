@@ -203,6 +203,18 @@ def test_transforms_of_torch_func(case):
     torch.testing.assert_close(torch.func.grad(slope)(tensors[0]), wanted, rtol=0, atol=1e-10)
 
 
+# The loop that torch makes of an operator without a batching rule takes no lists.
+@pytest.mark.parametrize("case", [case for case in CASES if case != "nfold"])
+def test_batched_gradients(case):
+    tensors = inputs(case, grad=True)
+    out = call_of(case)(*tensors)
+    g = normals(3, *out.shape, seed=8)
+    got = torch.autograd.grad(out, tensors, g, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, tensors, one, retain_graph=True) for one in g]
+    for ours, theirs in zip(got, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=1e-12)
+
+
 def test_raw_operators_under_torch_func():
     x, y = signals(1, 3), signals(1, 3, seed=1)
     with pytest.raises(NotImplementedError, match=r"^gaunt_product: the transforms of torch\.func"):

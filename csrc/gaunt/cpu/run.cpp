@@ -10,8 +10,8 @@
 namespace nnkernels::gaunt {
 namespace {
 
-// Vectors that the grids of one range of ring pairs may take: with the coefficients beside them
-// they stay in the first-level cache.
+// What the grids of one range of ring pairs may take: with the coefficients beside them they stay
+// in the first-level cache.
 constexpr int64_t kGridBytes = 12 * 1024;
 // Bytes that are asked for before they are needed, at least.
 constexpr int64_t kAhead = 2048;
