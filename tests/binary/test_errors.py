@@ -403,7 +403,7 @@ def test_set_pad_bits(operand, row):
         binary.matmul(last, values["b"], K, check_padding=True)
     # Rows of all batches are counted on.
     with pytest.raises(ValueError, match="a has a set pad bit in row 9"):
-        binary.matmul(torch.stack([bits(5, K), last]), bits(5, K), K, check_padding=True)
+        binary.matmul(torch.stack([bits(5, K), last]), bits(2, 5, K), K, check_padding=True)
 
 
 PREPACKED = {
