@@ -497,7 +497,7 @@ class Worker {
 template <class Real>
 class Partials {
  public:
-  Partials(const ScanGradArgs& args, const Parts& parts) : args_(args), parts_(parts) {
+  Partials(const ScanGradArgs& args, const Parts& parts) {
     const ScanArgs& a = args.forward;
     const Sequences& sequences = a.sequences;
     const int64_t end =
@@ -541,8 +541,6 @@ class Partials {
     int64_t count, copies;
     Output result;
   };
-  const ScanGradArgs& args_;
-  const Parts& parts_;
   Buffer<Real> buffers_[4];
   std::vector<Sum> sums_;
   std::vector<Gradients> gradients_;
