@@ -252,6 +252,24 @@ TEST(paths) {
   });
 }
 
+// The bracket with a constant has none.
+TEST(no_paths) {
+  each_isa([](const std::string&) {
+    CHECK_EQ(gaunt::path_count(Kind::cross, 0, 1, 1), 0);
+    Tensor x(Type::float64, 40, 1, false, random_numbers(40, 1));
+    Tensor y(Type::float64, 40, 4, false, random_numbers(160, 2));
+    Tensor z(Type::float64, 40, 4, false, random_numbers(160, 3)), w(Type::float64, 1, 1);
+    gaunt::PathsArgs args;
+    args.samples = samples_of(Type::float64, 40);
+    args.kind = Kind::cross;
+    args.L2 = args.L3 = 1;
+    args.in = {x.array(), y.array(), {}, w.array()};
+    args.out.z = z.array();
+    gaunt::paths(args, Parallel{});
+    CHECK(error_of(z, Numbers(160)) == 0);
+  });
+}
+
 TEST(grids) {
   each_isa([](const std::string&) {
     const int L = 3;

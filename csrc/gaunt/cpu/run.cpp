@@ -243,7 +243,7 @@ class Runner {
         soon.add(place.io.first + ahead * place.io.count * size, 64, bytes / 64 + 1, output);
         continue;
       }
-      if (output ? !here : !there) continue;
+      if (place.io.count == 0 || (output ? !here : !there)) continue;
       const char* p = place.io.first + offset(place, output ? index : next) * size;
       if (stride == 1) {
         soon.add(p, place.io.step * size, place.io.count, output);
