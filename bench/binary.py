@@ -10,7 +10,6 @@ size, rows, columns, length    growth of the time of a product
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable
 
@@ -19,13 +18,14 @@ from binary_cases import (
     BITS,
     Convolution,
     Operands,
+    check_product,
     compare_product,
     normals,
     product_work,
     some,
 )
 from binary_peers import installed_peers, torch_bitwise
-from common import Bench, Run, Unavailable, check_close
+from common import Bench, Run, check_close
 from rows import Row, Work
 from timing import interleave
 
@@ -84,36 +84,21 @@ def ragged(run: Run) -> None:
 
 @bench.measure("A5")
 def threads(run: Run) -> None:
-    if (os.cpu_count() or 1) < 2:
-        raise Unavailable("needs two CPUs")
     o = Operands(2048, 2048, 2048)
-
-    def on(count: int, call: Callable) -> Callable:
-        def switched() -> torch.Tensor:
-            torch.set_num_threads(count)
-            return call()
-
-        return switched
-
-    try:
-        for id, call, requirement, note in (
-            ("A5", o.matmul, ">= 1.8x", ""),
-            ("A5/torch", o.torch_fp32, None, "the library's own scaling on this machine"),
-        ):
-            run.compare(
-                id,
-                "one thread over two",
-                shape="2048x2048x2048",
-                dtype="bits" if call == o.matmul else "float32",
-                threads=2,
-                ours=on(2, call),
-                baselines={"1 thread": on(1, call)},
-                check=lambda: check_close(on(2, o.matmul)(), on(1, o.matmul)()),
-                requirement=requirement,
-                note=note,
-            )
-    finally:
-        torch.set_num_threads(run.threads)
+    for id, call, requirement, note in (
+        ("A5", o.matmul, ">= 1.8x", ""),
+        ("A5/torch", o.torch_fp32, None, "the library's own scaling on this machine"),
+    ):
+        run.compare_threads(
+            id,
+            "two threads over one",
+            shape="2048x2048x2048",
+            dtype="bits" if call == o.matmul else "float32",
+            call=call,
+            check=check_product(o.matmul, o.x, o.w),
+            requirement=requirement,
+            note=note,
+        )
 
 
 @bench.measure("A6")

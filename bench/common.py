@@ -124,6 +124,33 @@ class Run:
         row.work = work
         return self.record(row)
 
+    def compare_threads(self, id: str, name: str, *, call: Call, check: Call, **row) -> Row:
+        """`call` on two threads beside the same on one."""
+        if (os.cpu_count() or 1) < 2:
+            raise Unavailable("needs two CPUs")
+
+        def on(count: int, call: Call) -> Call:
+            def switched() -> object:
+                torch.set_num_threads(count)
+                return call()
+
+            return switched
+
+        try:
+            return self.compare(
+                id,
+                name,
+                threads=2,
+                ours=on(2, call),
+                baselines={"1 thread": on(1, call)},
+                check=on(2, check),
+                # After a slice on one thread the other one has to be woken.
+                slice_s=20e-3,
+                **row,
+            )
+        finally:
+            torch.set_num_threads(self.threads)
+
 
 class Bench:
     """The measures of one core and the command line that runs them."""

@@ -11,12 +11,11 @@ with zeros; the chunk form of this package in torch; ours held to the scalar bui
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
 import torch
-from common import Bench, Run, Unavailable, Work
+from common import Bench, Run, Work
 from deltaproduct_cases import (
     Inputs,
     check_error,
@@ -103,33 +102,18 @@ def forward_128(run: Run) -> None:
 
 @bench.measure("threads")
 def threads(run: Run) -> None:
-    if (os.cpu_count() or 1) < 2:
-        raise Unavailable("needs two CPUs")
-
-    def on(count: int, call: Callable) -> Callable:
-        def switched() -> object:
-            torch.set_num_threads(count)
-            return call()
-
-        return switched
-
-    try:
-        for H, d in ((4, 64), (4, 128), (1, 64), (1, 128)):
-            inputs = Inputs(2048, 2, d, H=H)
-            run.compare(
-                f"threads/H{H}d{d}",
-                "two threads over one",
-                shape=inputs.shape,
-                dtype=inputs.name,
-                threads=2,
-                ours=on(2, inputs.scan),
-                baselines={"ours, 1 thread": on(1, inputs.scan)},
-                check=check_scan(inputs, on(2, inputs.scan)),
-                requirement=">= 1.7x",
-                work=inputs.work(),
-            )
-    finally:
-        torch.set_num_threads(run.threads)
+    for H, d in ((4, 64), (4, 128), (1, 64), (1, 128)):
+        inputs = Inputs(2048, 2, d, H=H)
+        run.compare_threads(
+            f"threads/H{H}d{d}",
+            "two threads over one",
+            shape=inputs.shape,
+            dtype=inputs.name,
+            call=inputs.scan,
+            check=check_scan(inputs, inputs.scan),
+            requirement=">= 1.7x",
+            work=inputs.work(),
+        )
 
 
 def gradients(inputs: Inputs, heads: int | None = None, scan=deltaproduct.scan):

@@ -12,9 +12,7 @@ sizes      N, L and both output degrees
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 
 import torch
 from common import Bench, Run, Unavailable, WrongResult
@@ -110,37 +108,18 @@ def e3nn(run: Run) -> None:
 
 @bench.measure("threads")
 def threads(run: Run) -> None:
-    if (os.cpu_count() or 1) < 2:
-        raise Unavailable("needs two CPUs")
-
-    def on(count: int, call: Callable) -> Callable:
-        def switched() -> torch.Tensor:
-            torch.set_num_threads(count)
-            return call()
-
-        return switched
-
-    try:
-        for L in (2, 4, 8):
-            x, y = signals(L, N), signals(L, N, seed=1)
-
-            def call(x=x, y=y, L=L) -> torch.Tensor:
-                return gaunt.product(x, y, L, L, L)
-
-            run.compare(
-                f"threads/{L}",
-                "two threads over one",
-                shape=f"N={N} L={L}",
-                dtype="float32",
-                threads=2,
-                ours=on(2, call),
-                baselines={"ours, 1 thread": on(1, call)},
-                check=check_product(x, y, L, L),
-                requirement=">= 1.7x",
-                work=work(L, L, N),
-            )
-    finally:
-        torch.set_num_threads(run.threads)
+    for L in (2, 4, 8):
+        x, y = signals(L, N), signals(L, N, seed=1)
+        run.compare_threads(
+            f"threads/{L}",
+            "two threads over one",
+            shape=f"N={N} L={L}",
+            dtype="float32",
+            call=lambda x=x, y=y, L=L: gaunt.product(x, y, L, L, L),
+            check=check_product(x, y, L, L),
+            requirement=">= 1.7x",
+            work=work(L, L, N),
+        )
 
 
 @bench.measure("ir_mul")

@@ -11,7 +11,6 @@ grad   backward                       sizes, rows, bits  sweeps       G5  elemen
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 
@@ -126,46 +125,30 @@ def compare_mul(run: Run, id: str, count: int, dtype: torch.dtype, **row) -> Non
 
 @bench.measure("C7")
 def threads(run: Run) -> None:
-    if (os.cpu_count() or 1) < 2:
-        raise Unavailable("needs two CPUs")
     a, b = pair(1024)
-
-    def on(count: int, call: Callable) -> Callable:
-        def switched() -> torch.Tensor:
-            torch.set_num_threads(count)
-            return call()
-
-        return switched
 
     def product() -> torch.Tensor:
         return lmul.matmul(a, b, mantissa_bits=7)
 
-    try:
-        run.compare(
-            "C7",
-            "two threads over one",
-            shape="1024x1024x1024",
-            dtype="float32",
-            threads=2,
-            ours=on(2, product),
-            baselines={"ours, 1 thread": on(1, product)},
-            check=check_matmul(on(2, product), a, b, mantissa_bits=7),
-            requirement=">= 1.7x",
-            work=matmul_work(1024, 1024, 1024),
-        )
-        run.compare(
-            "C7/torch",
-            "torch fp32: two threads over one",
-            shape="1024x1024x1024",
-            dtype="float32",
-            threads=2,
-            ours=on(2, lambda: a @ b),
-            baselines={"torch, 1 thread": on(1, lambda: a @ b)},
-            check=lambda: None,
-            note="the library's own scaling on this machine: time of two threads over one",
-        )
-    finally:
-        torch.set_num_threads(run.threads)
+    run.compare_threads(
+        "C7",
+        "two threads over one",
+        shape="1024x1024x1024",
+        dtype="float32",
+        call=product,
+        check=check_matmul(product, a, b, mantissa_bits=7),
+        requirement=">= 1.7x",
+        work=matmul_work(1024, 1024, 1024),
+    )
+    run.compare_threads(
+        "C7/torch",
+        "torch fp32: two threads over one",
+        shape="1024x1024x1024",
+        dtype="float32",
+        call=lambda: a @ b,
+        check=lambda: None,
+        note="the library's own scaling on this machine: time of two threads over one",
+    )
 
 
 @bench.measure("C8")
