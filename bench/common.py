@@ -104,7 +104,7 @@ class Run:
         headline: bool = False,
         note: str = "",
         clock: Clock = wall_clock,
-        slice_s: float = 2e-3,
+        slice_s: float = 20e-3,
     ) -> Row:
         """Check `ours`, then time it interleaved with the baselines and add the row.
 
@@ -144,8 +144,6 @@ class Run:
                 ours=on(2, call),
                 baselines={"1 thread": on(1, call)},
                 check=on(2, check),
-                # After a slice on one thread the other one has to be woken.
-                slice_s=20e-3,
                 **row,
             )
         finally:

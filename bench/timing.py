@@ -101,7 +101,7 @@ def settle_allocator() -> None:
 def interleave(
     calls: dict[str, Call],
     rounds: int = 9,
-    slice_s: float = 2e-3,
+    slice_s: float = 20e-3,
     clock: Clock = wall_clock,
 ) -> dict[str, Timing]:
     """Time several callables against each other in this process.
