@@ -98,8 +98,10 @@ inline States states(const ScanArgs& args, void* data, Type type) {
 inline void check_sizes(const char* op, const ScanArgs& args) {
   NNK_CHECK(args.K > 0 && args.V > 0, op, ": K is ", args.K, " and V is ", args.V,
             ", expected at least 1 each");
-  NNK_CHECK(args.Hk > 0 ? args.H % args.Hk == 0 : args.H == 0, op, ": v has H = ", args.H,
-            " heads and k has ", args.Hk, ", expected H to be a multiple");
+  // Key heads that no value head uses would get no gradient.
+  NNK_CHECK(args.Hk == 0 ? args.H == 0 : args.H >= args.Hk && args.H % args.Hk == 0, op,
+            ": v has H=", args.H, " heads and k has Hk=", args.Hk,
+            ", expected H to be a multiple of Hk");
 }
 
 inline void check_same_dtype(const char* op, const char* name, const Tensor& tensor,

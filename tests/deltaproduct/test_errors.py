@@ -169,8 +169,8 @@ def size_cases():
     yield case("state_map", ValueError, message, **odd)
     none = {"v": ones(B, T * n, 0, V), "beta": ones(B, T * n, 0), "g": ones(B, T, 0)}
     message = "H=0 .*Hk=2.* multiple"
-    yield case("scan", ValueError, message, False, **none, initial_state=None)
-    yield case("state_map", ValueError, message, False, **none)
+    yield case("scan", ValueError, message, **none, initial_state=None)
+    yield case("state_map", ValueError, message, **none)
     for shape in ((B, T * n, H), (B, T, n, H)):
         raw = len(shape) == 3
         yield case("scan", ValueError, "g is .*one gate per token", raw, g=ones(*shape))
