@@ -18,7 +18,11 @@ def as_float(value: Tensor | None) -> Tensor | None:
 
 
 class _Packed(nn.Module):
-    """bits, scale [O], bias [O] or None."""
+    """bits, scale [O], bias [O] or None.
+
+    A subclass has _prepare(), which makes what its kernels want beside the bits, and _row_bits(),
+    the length of a row.
+    """
 
     def __init__(self, sizes: tuple[int, ...], bias: bool):
         super().__init__()
@@ -56,12 +60,6 @@ class _Packed(nn.Module):
             self.bias.copy_(bias)
         self._prepare()
         return self
-
-    def _prepare(self):
-        raise NotImplementedError
-
-    def _row_bits(self) -> int:
-        raise NotImplementedError
 
 
 class PackedLinear(_Packed):

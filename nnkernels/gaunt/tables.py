@@ -38,7 +38,7 @@ def grid(degree: int, kind: str = "gauss_legendre") -> Grid:
 
     Raises:
         TypeError, ValueError: a degree that is not an int or negative, an unknown kind, a degree
-        without a Lebedev rule. NotImplementedError: "lebedev" without SciPy.
+        without a Lebedev rule. ImportError: "lebedev" without SciPy.
 
     >>> import nnkernels
     >>> points, weights, degree = nnkernels.gaunt.grid(4)
@@ -81,7 +81,7 @@ def _lebedev(degree: int) -> Grid:
     try:
         from scipy.integrate import lebedev_rule
     except ImportError:
-        raise NotImplementedError(
+        raise ImportError(
             "gaunt_grid: lebedev rules come from SciPy 1.15 or later, which is not installed; "
             "pip install 'scipy>=1.15' or use kind='gauss_legendre'"
         ) from None

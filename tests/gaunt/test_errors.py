@@ -262,5 +262,5 @@ def test_lebedev_needs_scipy(monkeypatch):
         return plain(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(NotImplementedError, match=r"pip install 'scipy>=1\.15'"):
+    with pytest.raises(ImportError, match=r"pip install 'scipy>=1\.15'"):
         gaunt.grid(5, "lebedev")
