@@ -216,7 +216,7 @@ def posterior(x, pi, A, B, parent, mask) -> Tensor:
 def bits_per_dimension(ll: Tensor, D: int) -> float:
     """The mean of -log2 p(x) / D over samples that have a probability.
 
-    >>> bits_per_dimension(torch.tensor([0.25]).log(), 2)
+    >>> bits_per_dimension(torch.tensor([0.25]).double().log(), 2)
     1.0
     """
     finite = ll[ll.isfinite()].double()
