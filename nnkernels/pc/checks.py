@@ -45,6 +45,15 @@ def readable(value: Tensor) -> bool:
     )
 
 
+def refuse_transforms(op: str):
+    """torch.func cannot map or differentiate the operators; torch says so obscurely."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{op}: the transforms of torch.func (vmap, grad, jvp) do not support it; pass all "
+            "samples in one call, and use torch.autograd.grad or backward"
+        )
+
+
 def _match(op, name, value, expected, letters):
     """The value has this shape, whose letters are named."""
     if list(value.shape) != list(expected):
