@@ -16,7 +16,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, pi, A, B, parent, order, mask):
         ll, u = _ops.pc_forward_fwd(x, pi, A, B, parent, order, mask)
-        ctx.save_for_backward(x, pi, A, B, parent, order, u, mask)
+        ctx.save_for_backward(x, pi, A, B, parent, order, mask)
         ctx.mark_non_differentiable(u)
         ctx.set_materialize_grads(False)
         return ll, u

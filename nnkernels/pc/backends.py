@@ -8,12 +8,12 @@ from nnkernels._backend import install_plain
 from nnkernels.pc import reference
 
 
-def _forward(x, pi, A, B, parent, order, mask=None):
+def _forward(x, pi, A, B, parent, order, mask=None, save_u=True):
     ll, u = reference.forward(x, pi, A, B, parent, order, mask)
-    return ll.to(pi.dtype), u.to(pi.dtype)
+    return ll.to(pi.dtype), u.to(pi.dtype) if save_u else pi.new_empty(0)
 
 
-def _forward_bwd(grad_ll, x, pi, A, B, parent, order, u, mask=None):
+def _forward_bwd(grad_ll, x, pi, A, B, parent, order, mask=None):
     found = reference.gradients(grad_ll, x, pi, A, B, parent, order, mask)
     return tuple(g.to(pi.dtype) for g in found)
 

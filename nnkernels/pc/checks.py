@@ -206,8 +206,10 @@ def _check_distribution(name, value, rows):
         raise ModelError(f"{name}{where} {kind}, expected probabilities that sum to 1")
 
 
-def check_distributions(op, pi, A, B, parent):
-    """Values of parameters: not finite, negative or a sum that is not 1 is a ModelError."""
+def check_parameters(op, pi, A, B, parent, order):
+    """Sizes, and values: not finite, negative or a sum that is not 1 is a ModelError."""
+    D, _, _ = _check_sizes(op, pi, A, B, FLOATS)
+    check_tree(op, parent, order, D, "pi", pi)
     with torch.no_grad():
         _check_distribution(f"{op}: pi", pi, ())
         _check_distribution(f"{op}: B", B, ("variable", "state"))
@@ -238,16 +240,11 @@ def check_flows(op, x, pi, A, B, parent, order, mask, weights):
     return sizes
 
 
-def check_forward_bwd(op, grad_ll, x, pi, A, B, parent, order, u, mask):
-    D, h, K = check_forward(op, x, pi, A, B, parent, order, mask)
-    for name, value, shape, letters in (
-        ("grad_ll", grad_ll, (x.shape[0],), "N"),
-        ("u", u, (D, x.shape[0], h), "D N h"),
-    ):
-        _checks.tensor(op, name, value, (pi.dtype,))
-        _checks.same_device(op, name, value, "pi", pi)
-        _match(op, name, value, shape, letters)
-    return D, h, K
+def check_forward_bwd(op, grad_ll, x, pi, A, B, parent, order, mask):
+    check_forward(op, x, pi, A, B, parent, order, mask)
+    _checks.tensor(op, "grad_ll", grad_ll, (pi.dtype,))
+    _checks.same_device(op, "grad_ll", grad_ll, "pi", pi)
+    _match(op, "grad_ll", grad_ll, x.shape[:1], "N")
 
 
 def check_model(op, model):

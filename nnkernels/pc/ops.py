@@ -31,6 +31,8 @@ def forward(
     parent: Tensor,
     order: Tensor,
     mask: Tensor | None = None,
+    *,
+    save_u: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The log-likelihood of samples under a hidden Chow-Liu tree (arXiv 2111.11632).
 
@@ -39,11 +41,13 @@ def forward(
         pi [h], A [D, h, h], B [D, h, K]: parameters, float32 or float64.
         parent, order: int64 [D].
         mask: bool [N, D], True where a value is missing: it is summed over, whatever x holds there.
+        save_u: whether u is wanted. Without it u is [0] where no parameter needs a gradient, which
+            saves memory.
 
     Returns:
         ll [N], the natural logarithm of p(x), -inf where that is 0, and u [D, N, h], the upward
-        messages, every row times a power of two, which backward needs. ll is differentiable once
-        in pi, A and B, also where they are 0; samples of probability 0 contribute nothing.
+        messages, every row times a power of two. ll is differentiable once in pi, A and B, also
+        where they are 0; samples of probability 0 contribute nothing.
 
     Raises:
         TypeError: a kind, or the dtype of a parameter. PCError (a ValueError): ShapeError,
@@ -63,9 +67,10 @@ def forward(
     op = "pc_forward"
     checks.refuse_transforms(op)
     checks.check_forward(op, x, pi, A, B, parent, order, mask)
-    record = _checks.needs_grad(op, "", pi, A, B)
-    operator = _ops.pc_forward.default if record else _ops.pc_forward_fwd.default
-    return operator(x, pi, A, B, parent, order, mask)
+    _checks.boolean(op, "save_u", save_u)
+    if _checks.needs_grad(op, "", pi, A, B):
+        return _ops.pc_forward.default(x, pi, A, B, parent, order, mask)
+    return _ops.pc_forward_fwd.default(x, pi, A, B, parent, order, mask, save_u)
 
 
 def flows(

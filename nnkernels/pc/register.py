@@ -6,14 +6,15 @@ from nnkernels._registration import register_fake
 from nnkernels.pc import checks
 
 
-def _forward(x, pi, A, B, parent, order, mask=None):
+def _forward(x, pi, A, B, parent, order, mask=None, save_u=True):
     D, h, _ = checks.check_forward("pc_forward", x, pi, A, B, parent, order, mask)
-    return pi.new_empty((x.shape[0],)), pi.new_empty((D, x.shape[0], h))
+    u = (D, x.shape[0], h) if save_u else (0,)
+    return pi.new_empty((x.shape[0],)), pi.new_empty(u)
 
 
-def _forward_bwd(grad_ll, x, pi, A, B, parent, order, u, mask=None):
+def _forward_bwd(grad_ll, x, pi, A, B, parent, order, mask=None):
     name = "pc_forward_bwd"
-    checks.check_forward_bwd(name, grad_ll, x, pi, A, B, parent, order, u, mask)
+    checks.check_forward_bwd(name, grad_ll, x, pi, A, B, parent, order, mask)
     return tuple(value.new_empty(value.shape) for value in (pi, A, B))
 
 

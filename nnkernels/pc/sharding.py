@@ -14,9 +14,10 @@ from nnkernels._sharding import register
 
 
 def _samples(outputs):
-    def rules(**_):
-        one = Shard(0)
-        yield outputs, {"x": one, "mask": one, "weights": one, "grad_ll": one, "u": Shard(1)}
+    def rules(save_u=True, **_):
+        # A u that is not saved is an empty tensor, the same everywhere.
+        found = outputs if save_u else [outputs[0], Replicate()]
+        yield found, dict.fromkeys(("x", "mask", "weights", "grad_ll"), Shard(0))
 
     return rules
 
