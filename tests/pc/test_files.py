@@ -29,9 +29,8 @@ def idx(array, code):
 
 def read_in_parts(path, part=3):
     with files.open_samples(path) as samples:
-        parts = []
-        for start in range(0, samples.count, part):
-            parts.append(samples.read(min(part, samples.count - start)))
+        steps = range(0, samples.count, part)
+        parts = [samples.read(min(part, samples.count - start)) for start in steps]
         return samples, parts
 
 
