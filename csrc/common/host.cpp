@@ -4,11 +4,14 @@
 
 #include "common/isa.h"
 #include "common/peak.h"
+#include "pc/host.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_host, module) {
-  module.doc() = "Build information and instruction-set selection of nnkernels, without torch.";
+  module.doc() =
+      "Build information, instruction-set selection, and the entropy coder and container of pc, "
+      "without torch.";
   module.attr("version") = NNKERNELS_VERSION;
   module.attr("compiler") =
 #if defined(__clang__)
@@ -39,4 +42,5 @@ PYBIND11_MODULE(_host, module) {
       },
       "Measured ceilings of one thread with the active instruction set, per second: 'fma', fp32\n"
       "multiply-adds, and 'add_pair', an integer add with the fp32 add of its result.");
+  nnkernels::pc::add_to_host(module);
 }
