@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nnkernels
 from nnkernels import demo
+from nnkernels.pc import command
 
 
 def _info(_arguments):
@@ -60,6 +61,8 @@ def _parser():
         "options", nargs=argparse.REMAINDER, help="passed on to bench/CORE.py; see its --help"
     )
     bench.set_defaults(run=_bench)
+
+    command.add_coding(commands)
     return parser
 
 

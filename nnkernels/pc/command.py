@@ -46,7 +46,7 @@ def _coding(parser: argparse.ArgumentParser, what: str, ending: str) -> None:
     _common(parser)
 
 
-def add_compress(commands) -> None:
+def add_coding(commands) -> None:
     """The parsers of compress and decompress."""
     parser = commands.add_parser("compress", help="code a file of samples with a model")
     _coding(parser, "samples: .npy, idx or idx.gz", ".npc")
@@ -54,7 +54,7 @@ def add_compress(commands) -> None:
     parser.add_argument("--precision", type=int, default=20, help="bits, 12 to 24 (20)")
     parser.add_argument("--block", type=_positive, default=BLOCK, help=f"samples ({BLOCK})")
     parser.add_argument("--independent", action="store_true", help="one lane per sample")
-    parser.set_defaults(run=_compress)
+    parser.set_defaults(run=run, work=_compress)
 
     parser = commands.add_parser("decompress", help="give back what compress coded")
     _coding(parser, "containers (.npc)", ".npy")
@@ -64,22 +64,22 @@ def add_compress(commands) -> None:
         "--on-error", choices=("raise", "skip"), default="raise", help="leave damaged blocks out"
     )
     parser.add_argument("--limit", type=_positive, default=1 << 40, help="most values to decode")
-    parser.set_defaults(run=_decompress)
+    parser.set_defaults(run=run, work=_decompress)
 
 
 def _add_others(commands) -> None:
-    training.add_train(commands, _common)
+    _common(training.add_train(commands, run))
 
     parser = commands.add_parser("info", help="what a model file or a container holds")
     parser.add_argument("file", type=Path, metavar="FILE")
-    parser.set_defaults(run=_info, device="cpu", threads=None)
+    parser.set_defaults(run=run, work=_info, device="cpu", threads=None)
 
     parser = commands.add_parser("verify", help="decode a container and compare, writing nothing")
     parser.add_argument("file", type=Path, metavar="FILE", help="container (.npc)")
     parser.add_argument("original", nargs="?", type=Path, help="what it must hold (its checksums)")
     parser.add_argument("--model", "-m", required=True, type=Path, help="model file")
     parser.add_argument("--limit", type=_positive, default=1 << 40, help="most values to decode")
-    parser.set_defaults(run=_verify)
+    parser.set_defaults(run=run, work=_verify)
     _common(parser)
 
 
@@ -254,7 +254,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        return options.run(options)
+        return options.work(options)
     except ArgumentError as error:
         return _fail(2, str(error))
     except PCError as error:
@@ -287,9 +287,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = found.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_others(commands)
-    add_compress(commands)
+    add_coding(commands)
     return found
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return run(parser().parse_args(arguments))
+    options = parser().parse_args(arguments)
+    return options.run(options)

@@ -298,7 +298,7 @@ class PCModel:
         with container.mapped(src) as data, files.replacing(dst) as file:
             reader = self._reader(str(src), data, on_error, limit)
             start, stop = _span(str(src), start, stop, reader.header.N)
-            writer = files.NpyWriter(file, reader.header.dims, reader.header.dtype)
+            writer = files.NpyWriter(file, reader.header.dims, np.dtype(reader.header.dtype))
             for index, first, part in self._parts(reader, start, stop, on_error):
                 writer.write(part.reshape(len(part), *reader.header.dims))
                 if progress is not None:

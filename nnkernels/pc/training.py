@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import math
 import os
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def add_train(commands, common) -> None:
+def add_train(commands, run) -> argparse.ArgumentParser:
     parser = commands.add_parser("train", help="learn a model from a file of samples")
     parser.add_argument("source", type=Path, metavar="FILE", help="samples: .npy, idx or idx.gz")
     parser.add_argument("--model", "-m", required=True, type=Path, help="model file to write")
@@ -39,14 +40,14 @@ def add_train(commands, common) -> None:
     parser.add_argument("--patience", type=int, help="epochs without a better --valid, then stop")
     parser.add_argument("--checkpoint", type=Path, help="file written after every epoch")
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
-    parser.set_defaults(run=_train)
-    common(parser)
+    parser.set_defaults(run=run, work=_train)
+    return parser
 
 
 def flat_samples(path: Path) -> Tensor:
     """The samples of a file as [N, D]."""
     array = files.read_samples(path)
-    return torch.from_numpy(array.reshape(len(array), -1))
+    return torch.from_numpy(array.reshape(len(array), math.prod(array.shape[1:])))
 
 
 def epochs_in(seconds: float, model: HCLT, x: Tensor, batch: int, steps: int = 4) -> int:
