@@ -54,5 +54,6 @@ def _register_refusal(name, hint):
 _library.impl("pc_forward", _forward, "Autograd")
 register_single_backward("pc_forward")
 _register_refusal("pc_flows", FLOWS_HINT)
+_register_refusal("pc_em_update", FLOWS_HINT)
 for _name in ("conditional_cdf", "intervals", "encode", "decode"):
     _register_refusal(f"pc_{_name}", CODEC_HINT)

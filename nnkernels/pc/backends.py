@@ -22,10 +22,15 @@ def _flows(*arguments):
     return tuple(value.to(arguments[1].dtype) for value in reference.flows(*arguments))
 
 
+def _em_update(theta, counts, pseudo_count, step):
+    theta.copy_(reference.em_update(theta, counts, pseudo_count, step))
+
+
 install_plain("pc_forward", _forward)
 install_plain("pc_forward_fwd", _forward)
 install_plain("pc_forward_bwd", _forward_bwd)
 install_plain("pc_flows", _flows)
+install_plain("pc_em_update", _em_update)
 for _name in ("conditional_cdf", "intervals", "encode", "decode"):
     install_plain(f"pc_{_name}")
 for _name in ("rans_encode", "rans_decode", "rans_decode_step"):

@@ -247,6 +247,38 @@ def check_forward_bwd(op, grad_ll, x, pi, A, B, parent, order, mask):
     _match(op, "grad_ll", grad_ll, x.shape[:1], "N")
 
 
+def check_pseudo_count(op, pseudo_count):
+    _checks.real(op, "pseudo_count", pseudo_count)
+    if not 0 <= pseudo_count < math.inf:
+        raise ArgumentError(
+            f"{op}: pseudo_count is {pseudo_count}, expected at least 0, and finite"
+        )
+
+
+def check_step(op, step):
+    _checks.real(op, "step", step)
+    if not 0 < step <= 1:
+        raise ArgumentError(f"{op}: step is {step}, expected more than 0, at most 1")
+
+
+def check_em_update(op, theta, counts, pseudo_count, step):
+    _checks.tensor(op, "theta", theta, FLOATS)
+    _checks.tensor(op, "counts", counts, (theta.dtype,))
+    _checks.same_device(op, "counts", counts, "theta", theta)
+    if theta.dim() < 1 or not theta.is_contiguous():
+        raise ShapeError(
+            f"{op}: theta is {_checks.shape(theta)}, expected contiguous rows [..., width]: it is "
+            "updated in place"
+        )
+    if counts.shape != theta.shape:
+        raise ShapeError(
+            f"{op}: counts is {_checks.shape(counts)}, expected that of theta, "
+            f"{_checks.shape(theta)}"
+        )
+    check_pseudo_count(op, pseudo_count)
+    check_step(op, step)
+
+
 def check_model(op, model):
     """D, h and K of the frozen tables [pi, A, B, C, parent, order]."""
     if not isinstance(model, list | tuple):

@@ -24,8 +24,6 @@ from nnkernels.pc import checks, ops
 from nnkernels.pc.errors import ArgumentError, FormatError
 from nnkernels.pc.reference import bits_per_dimension
 
-# Parameters that are updated at once, so that they stay in cache from pass to pass.
-_CHUNK = 2**16
 _PARAMETERS = ("pi", "A", "B")
 
 # Sums tensors over processes, in place.
@@ -54,24 +52,6 @@ class Report(NamedTuple):
 # ---- one step ----
 
 
-def update(parameter: Tensor, counts: Tensor, pseudo_count: float, step: float) -> None:
-    """The step above on every row of `parameter`, in place; `counts` is overwritten.
-
-    Rows without counts and pseudo-counts stay as they are.
-    """
-    width = parameter.shape[-1]
-    rows, row_counts = parameter.view(-1, width), counts.view(-1, width)
-    for start in range(0, len(rows), max(1, _CHUNK // width)):
-        piece = slice(start, start + max(1, _CHUNK // width))
-        theta, count = rows[piece], row_counts[piece]
-        if pseudo_count > 0:
-            count.add_(pseudo_count / width)
-        total = count.sum(-1, keepdim=True)
-        alive = total > 0
-        theta.mul_(torch.where(alive, 1 - step, 1.0).to(theta.dtype))
-        theta.addcmul_(count, torch.where(alive, step / total, 0.0))
-
-
 def normalise(model) -> None:
     """Takes the rounding of many steps out of the sums of rows."""
     for name in _PARAMETERS:
@@ -95,7 +75,7 @@ def em_step(
         root = model.order[0]
         kept = model.A[root].clone()
         for name, count in zip(_PARAMETERS, counts, strict=True):
-            update(getattr(model, name).data, count, pseudo_count, step)
+            ops.em_update(getattr(model, name).data, count, pseudo_count, step)
         model.A.data[root] = kept
     return ll, seen
 
@@ -109,11 +89,11 @@ def _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, pa
         _checks.integer(op, name, value)
         if value < 1:
             raise ArgumentError(f"{op}: {name} is {value}, expected at least 1")
-    check_pseudo_count(op, pseudo_count)
+    checks.check_pseudo_count(op, pseudo_count)
     if not isinstance(steps, list | tuple) or len(steps) != 2:
         raise ArgumentError(f"{op}: steps is {steps!r}, expected the first and the last step size")
     for value in steps:
-        check_step(op, value)
+        checks.check_step(op, value)
     if patience is not None:
         _checks.integer(op, "patience", patience)
         if patience < 1 or valid is None:
@@ -129,20 +109,6 @@ def _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, pa
             )
     elif valid is not None:
         checks.check_data(op, valid, model.D, model.K)
-
-
-def check_pseudo_count(op, pseudo_count):
-    _checks.real(op, "pseudo_count", pseudo_count)
-    if not 0 <= pseudo_count < math.inf:
-        raise ArgumentError(
-            f"{op}: pseudo_count is {pseudo_count}, expected at least 0, and finite"
-        )
-
-
-def check_step(op, step):
-    _checks.real(op, "step", step)
-    if not 0 < step <= 1:
-        raise ArgumentError(f"{op}: step is {step}, expected more than 0, at most 1")
 
 
 class _Run:

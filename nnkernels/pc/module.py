@@ -148,8 +148,8 @@ class HCLT(nn.Module):
             log p(x) [N] before the step; samples where it is -inf teach nothing.
         """
         op = "HCLT.em_step"
-        em.check_pseudo_count(op, pseudo_count)
-        em.check_step(op, step)
+        checks.check_pseudo_count(op, pseudo_count)
+        checks.check_step(op, step)
         return em.em_step(self, x, mask, weights, pseudo_count, step)[0]
 
     def fit(

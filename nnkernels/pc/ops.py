@@ -115,6 +115,35 @@ def flows(
     return _ops.pc_flows.default(x, pi, A, B, parent, order, mask, weights)
 
 
+def em_update(theta: Tensor, counts: Tensor, pseudo_count: float = 0.1, step: float = 1.0) -> None:
+    """The M-step of EM on distributions over the last dimension, in place:
+
+        theta <- (1 - step) theta + step (counts + pseudo_count / width) / (sum + pseudo_count)
+
+    Args:
+        theta: float32 or float64 [..., width], contiguous. counts: the same dtype and shape.
+        pseudo_count: at least 0. step: more than 0, at most 1.
+
+    Rows without counts and pseudo-counts stay as they are. Not differentiable.
+
+    Raises:
+        TypeError, ShapeError, ArgumentError; ValueError for a theta that requires a gradient.
+
+    >>> import torch, nnkernels
+    >>> theta = torch.tensor([0.5, 0.5])
+    >>> nnkernels.pc.em_update(theta, torch.tensor([3.0, 1.0]), pseudo_count=0, step=0.5)
+    >>> theta
+    tensor([0.6250, 0.3750])
+    """
+    op = "pc_em_update"
+    checks.refuse_transforms(op)
+    checks.check_em_update(op, theta, counts, pseudo_count, step)
+    if theta.requires_grad:
+        raise ValueError(f"{op}: theta requires a gradient, but it is updated in place; detach it")
+    _checks.refuse_gradients(op, FLOWS_HINT, theta, counts)
+    _ops.pc_em_update.default(theta, counts, float(pseudo_count), float(step))
+
+
 # ---- coding ----
 
 

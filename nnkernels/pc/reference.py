@@ -97,7 +97,8 @@ def forward(
     *,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
-    """log p(x) [N], -inf where it is zero, and u [D, N, h], every row divided by its maximum.
+    """log p(x) [N], -inf where it is zero, and u [D, N, h], every row times the power of two that
+    takes its maximum into [0.5, 1).
 
     >>> B = torch.tensor([[[0.25, 0.75]]])
     >>> one, root = torch.ones(1, 1, 1), torch.tensor([-1])
@@ -106,7 +107,8 @@ def forward(
     """
     messages = _Messages(x, pi, A, B, parent, order, mask, dtype)
     u = torch.stack(messages.u)
-    return messages.ll, (u - u.amax(-1, keepdim=True)).exp().nan_to_num(0)
+    power = (u.amax(-1, keepdim=True) / math.log(2)).floor() + 1
+    return messages.ll, (u - power * math.log(2)).exp().nan_to_num(0)
 
 
 def gradients(
@@ -175,6 +177,18 @@ def flows(
     found = gradients(grad, x, pi, A, B, parent, order, mask, dtype=dtype)
     counts = [p.detach().to(dtype) * g for p, g in zip((pi, A, B), found, strict=True)]
     return ll, *counts
+
+
+def em_update(theta: Tensor, counts: Tensor, pseudo_count: float, step: float) -> Tensor:
+    """theta after one step of EM; see nnkernels.pc.em_update.
+
+    >>> em_update(torch.tensor([0.5, 0.5]), torch.tensor([3.0, 1.0]), 0.0, 0.5)
+    tensor([0.6250, 0.3750])
+    """
+    smoothed = counts + pseudo_count / counts.shape[-1]
+    total = smoothed.sum(-1, keepdim=True)
+    moved = (1 - step) * theta + step * smoothed / total
+    return torch.where(total > 0, moved, theta)
 
 
 # ---- conditionals ----

@@ -23,6 +23,10 @@ def _flows(x, pi, A, B, parent, order, mask=None, weights=None):
     return pi.new_empty((x.shape[0],)), *(value.new_empty(value.shape) for value in (pi, A, B))
 
 
+def _em_update(theta, counts, pseudo_count, step):
+    checks.check_em_update("pc_em_update", theta, counts, pseudo_count, step)
+
+
 def _conditional_cdf(x, model, i, precision=20):
     D, _, K = checks.check_coding("pc_conditional_cdf", x, model, precision)
     checks.check_variable("pc_conditional_cdf", i, D)
@@ -73,6 +77,7 @@ register_fake(("pc_forward", "pc_forward_fwd"), _forward)
 for _name, _fake in (
     ("pc_forward_bwd", _forward_bwd),
     ("pc_flows", _flows),
+    ("pc_em_update", _em_update),
     ("pc_conditional_cdf", _conditional_cdf),
     ("pc_intervals", _intervals),
     ("pc_encode", _encode),
