@@ -79,15 +79,16 @@ class HCLT(nn.Module):
         _checks.integer(op, "h", h)
         if not 1 <= h <= checks.MAX_H:
             raise ArgumentError(f"{op}: h is {h}, expected 1 to {checks.MAX_H}")
+        if K is not None:
+            _checks.integer(op, "K", K)
+            if not 1 <= K <= checks.MAX_K:
+                raise ArgumentError(f"{op}: K is {K}, expected 1 to {checks.MAX_K}")
+        D = x.shape[1] if x.dim() == 2 else 0
+        checks.check_data(op, x, D, checks.MAX_K if K is None else K)
         if K is None:
             K = int(x.max()) + 1 if x.numel() > 0 else 1
-        _checks.integer(op, "K", K)
-        if not 1 <= K <= checks.MAX_K:
-            raise ArgumentError(f"{op}: K is {K}, expected 1 to {checks.MAX_K}")
-        checks.check_data(op, x, x.shape[1] if x.dim() == 2 else -1, K)
         if parent is None:
             parent = structure.learn(x, K, bins=bins, seed=seed).parent
-        D = x.shape[1]
         generator = torch.Generator().manual_seed(seed)
         pi = torch.full((h,), 1 / h, dtype=dtype)
         A = 0.2 + 0.8 * torch.rand(D, h, h, generator=generator, dtype=dtype)
