@@ -46,9 +46,21 @@ struct Vec {
 
   static NNK_VEC Reg zero() { return Reg{}; }
   static NNK_VEC Reg set(Real x) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Real) == 4)
+      return reinterpret_cast<Reg>(_mm512_set1_ps(x));
+    else
+      return reinterpret_cast<Reg>(_mm512_set1_pd(x));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(Real) == 4)
+      return reinterpret_cast<Reg>(_mm256_set1_ps(x));
+    else
+      return reinterpret_cast<Reg>(_mm256_set1_pd(x));
+#else
     Reg r;
     for (int i = 0; i < lanes; ++i) r[i] = x;
     return r;
+#endif
   }
   static NNK_VEC Reg load(const Real* p) {
     Reg x;
