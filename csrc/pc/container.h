@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "pc/pc.h"
+
 namespace nnkernels::pc {
 
 // CRC-32C (Castagnoli) of what `value` is the CRC of, followed by `size` bytes at `data`.
@@ -48,13 +50,12 @@ constexpr int64_t kContainerVersion = 1, kArith = 1;
 // Symbols of an array that read_header lets pass.
 constexpr int64_t kSymbolLimit = int64_t{1} << 40;
 
-enum class SymbolType : int { uint8 = 0, int16 = 1 };
-constexpr int64_t symbol_size(SymbolType type) { return type == SymbolType::uint8 ? 1 : 2; }
-constexpr int64_t symbol_limit(SymbolType type) { return type == SymbolType::uint8 ? 256 : 4096; }
+constexpr int64_t symbol_size(Symbol type) { return type == Symbol::uint8 ? 1 : 2; }
+constexpr int64_t symbol_limit(Symbol type) { return type == Symbol::uint8 ? 256 : 4096; }
 
 struct ContainerHeader {
   int64_t precision = 20, D = 0, K = 0, N = 0;
-  SymbolType type = SymbolType::uint8;
+  Symbol type = Symbol::uint8;
   std::vector<int64_t> dims;  // of one sample, product D
   int64_t block = 0, lanes = 0;
   std::array<uint8_t, 16> model_id{};

@@ -60,10 +60,10 @@ std::string shape(const py::array& array) {
 
 // ---- container ----
 
-SymbolType symbol_type(const std::string& name) {
+Symbol symbol_type(const std::string& name) {
   expect(name == "uint8" || name == "int16",
          "ContainerHeader: dtype is '" + name + "', expected 'uint8' or 'int16'");
-  return name == "uint8" ? SymbolType::uint8 : SymbolType::int16;
+  return name == "uint8" ? Symbol::uint8 : Symbol::int16;
 }
 
 ContainerHeader make_header(int64_t precision, int64_t D, int64_t K, int64_t N,
@@ -170,7 +170,7 @@ void add_container(py::module_& module) {
       .def_readonly("block", &Header::block)
       .def_readonly("lanes", &Header::lanes)
       .def_property_readonly(
-          "dtype", [](const Header& h) { return h.type == SymbolType::uint8 ? "uint8" : "int16"; })
+          "dtype", [](const Header& h) { return h.type == Symbol::uint8 ? "uint8" : "int16"; })
       .def_property_readonly("model_id",
                              [](const Header& h) {
                                return py::bytes(reinterpret_cast<const char*>(h.model_id.data()),

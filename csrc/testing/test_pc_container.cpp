@@ -149,7 +149,7 @@ TEST(reads_what_it_wrote) {
       ContainerHeader header = small_header();
       header.N = N;
       header.lanes = lanes;
-      header.type = seed % 2 == 0 ? SymbolType::uint8 : SymbolType::int16;
+      header.type = seed % 2 == 0 ? Symbol::uint8 : Symbol::int16;
       const File file = file_of(header, seed++);
       CHECK_EQ(fault_of(file.bytes, &file), "");
       const ContainerHeader read = read_header(view(file.bytes));
@@ -218,8 +218,8 @@ TEST(wrong_values_are_refused_by_both_sides) {
   refused([](ContainerHeader& h) { h.D = 0; }, "D is 0");
   refused([](ContainerHeader& h) { h.K = 0; }, "K is 0");
   refused([](ContainerHeader& h) { h.K = 257; }, "K is 257");
-  refused([](ContainerHeader& h) { h.type = SymbolType::int16, h.K = 4097; }, "K is 4097");
-  refused([](ContainerHeader& h) { h.type = SymbolType::int16, h.K = 4096, h.precision = 13; },
+  refused([](ContainerHeader& h) { h.type = Symbol::int16, h.K = 4097; }, "K is 4097");
+  refused([](ContainerHeader& h) { h.type = Symbol::int16, h.K = 4096, h.precision = 13; },
           "too small");
   refused([](ContainerHeader& h) { h.dims = {2, 2}; }, "[2, 2]");
   refused([](ContainerHeader& h) { h.dims = {int64_t{1} << 31, int64_t{1} << 31, 6}; }, "product");

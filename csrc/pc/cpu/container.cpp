@@ -69,7 +69,7 @@ void copy_words(const void* from, int64_t count, void* to) {
 
 uint32_t data_crc(const ContainerHeader& header, int64_t index, const void* data) {
   const int64_t size = header.data_bytes(index);
-  if (std::endian::native == std::endian::little || header.type == SymbolType::uint8) {
+  if (std::endian::native == std::endian::little || header.type == Symbol::uint8) {
     return crc32c(data, size);
   }
   uint32_t crc = 0;
@@ -295,7 +295,7 @@ ContainerHeader read_header(ByteView file, int64_t limit) {
   if (dtype > 1) {
     throw ContainerError(Fault::format, text("dtype is ", dtype, ", expected 0 or 1"), 24);
   }
-  h.type = static_cast<SymbolType>(dtype);
+  h.type = static_cast<Symbol>(dtype);
   h.N = static_cast<int64_t>(std::min<uint64_t>(N, INT64_MAX));
   if (const std::string wrong = wrong_values(h); !wrong.empty()) {
     throw ContainerError(Fault::format, wrong, 7);

@@ -1,0 +1,9 @@
+// The codec's kernels on the vectors that this file is compiled for.
+#include "pc/cpu/codec_table.h"
+
+namespace nnkernels::pc {
+
+extern const CodecKernels avx512_codec_kernels;
+const CodecKernels avx512_codec_kernels = kCodecKernels;
+
+}  // namespace nnkernels::pc
