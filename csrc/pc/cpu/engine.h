@@ -42,6 +42,12 @@ struct Node {
   int64_t h = 0, K = 0;
   const Real* A = nullptr;  // [h, h]; nullptr at the root
   const Real* B = nullptr;  // [h, K]
+  // The values that occur, by which e_i is a row of `leaf`, already normalised by `factor`; which
+  // of them each row has.
+  const uint16_t* distinct = nullptr;
+  int64_t distinct_count = 0;
+  Real* leaf = nullptr;    // [distinct_count, width]
+  Real* factor = nullptr;  // [distinct_count]
   const uint16_t* values = nullptr;
   int64_t rows = 0;                       // all of the node's
   int64_t begin = 0, end = 0;             // those to work on
@@ -74,8 +80,8 @@ struct Downward {
 // Scratch of one thread.
 template <class Real>
 struct Scratch {
-  Buffer<Real> leaf, factor, weights, u, t, ends, prefix, dA, dB, q, rows;
-  Buffer<char> used;
+  Buffer<Real> weights, u, t, ends, prefix, dA, dB, q, rows;
+  Buffer<int32_t> slots;
   std::vector<Child<Real>> children;
   Classifier classifier;
 };
@@ -83,6 +89,8 @@ struct Scratch {
 template <class Real>
 struct Kernels {
   int64_t lanes;
+  // Writes the node's `leaf` and `factor`.
+  void (*read_leaf)(const Node<Real>& node, Scratch<Real>& scratch);
   void (*up)(const Upward<Real>& work, Scratch<Real>& scratch);
   void (*down)(const Downward<Real>& work, Scratch<Real>& scratch);
   // to[below[r]] += from[r], rows of `width` numbers; below nullptr: the same row.

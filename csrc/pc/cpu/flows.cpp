@@ -54,25 +54,90 @@ class Flows {
   }
 
   void down() {
-    for (const int64_t node : pass_.plan.top) {
-      down_node(node, *pass_.space.scratch[0]);
+    const std::vector<Unit>& units = pass_.plan.units;
+    const Ints& top = pass_.plan.top;
+    const auto unit_down = [&](const Unit& unit, Scratch<Real>& scratch) {
+      for (int64_t p = unit.begin; p < unit.end; ++p) {
+        down_node(pass_.plan.tree.order[Tree::at(p)], scratch);
+      }
+    };
+    const auto unit_count = static_cast<int64_t>(units.size());
+    if (pass_.slices() == 1) {
+      for (const int64_t node : top) down_node(node, *pass_.space.scratch[0]);
+      pass_.each(unit_count, [&](int64_t i, Scratch<Real>& scratch) {
+        unit_down(units[Tree::at(i)], scratch);
+      });
+      return;
     }
-    pass_.each(static_cast<int64_t>(pass_.plan.units.size()),
-               [&](int64_t i, Scratch<Real>& scratch) {
-                 const Unit& unit = pass_.plan.units[Tree::at(i)];
-                 for (int64_t p = unit.begin; p < unit.end; ++p) {
-                   down_node(pass_.plan.tree.order[Tree::at(p)], scratch);
-                 }
-               });
+    // Threads share the rows of the nodes above the units, then the sums over rows by node: so the
+    // sums do not depend on the number of threads.
+    const int64_t room = (pass_.samples + kChunk) * pass_.width;
+    const auto top_count = static_cast<int64_t>(top.size());
+    Real* saved = pass_.space.saved.get((2 * top_count + unit_count) * room);
+    std::vector<Real*> rows_of(Tree::at(args_.model.D), nullptr);
+    for (const int64_t node : top) {
+      rows_of[Tree::at(node)] = saved;
+      saved += 2 * room;
+    }
+    for (const Unit& unit : units) {
+      rows_of[Tree::at(pass_.plan.tree.order[Tree::at(unit.begin)])] = saved;
+      saved += room;
+    }
+    pass_.each(pass_.slices(), [&](int64_t i, Scratch<Real>& scratch) {
+      for (const int64_t node : top) {
+        Downward<Real> work =
+            node_work(node, pass_.slice_begin(i), pass_.slice_begin(i + 1), scratch);
+        for (size_t c = 0; c < scratch.children.size(); ++c) {
+          Child<Real>& child = scratch.children[c];
+          child.q =
+              child.below ? rows_of[Tree::at(child_of(node, c))] : pass_.beta(child_of(node, c));
+        }
+        work.count = false;
+        work.u = rows_of[Tree::at(node)];
+        work.ends = work.u + room;
+        pass_.kernel.down(work, scratch);
+      }
+    });
+    pass_.each(unit_count + top_count, [&](int64_t i, Scratch<Real>& scratch) {
+      if (i >= unit_count) {
+        const int64_t node = top[Tree::at(i - unit_count)];
+        Downward<Real> work = node_work(node, 0, pass_.samples, scratch);
+        work.spread = false;
+        work.u = rows_of[Tree::at(node)];
+        work.ends = work.u + room;
+        pass_.kernel.down(work, scratch);
+        return;
+      }
+      const Unit& unit = units[Tree::at(i)];
+      const int64_t node = pass_.plan.tree.order[Tree::at(unit.begin)];
+      const Rows& rows = pass_.space.rows;
+      if (!rows.dense(node)) {
+        std::fill_n(pass_.beta(node), rows.count(node) * pass_.width, Real{0});
+        pass_.kernel.gather(rows_of[Tree::at(node)], rows.classes(node), pass_.samples, pass_.width,
+                            pass_.beta(node));
+      }
+      unit_down(unit, scratch);
+    });
+  }
+
+  // The work on rows [begin, end) of a node, but for where its children's q go.
+  Downward<Real> node_work(int64_t node, int64_t begin, int64_t end, Scratch<Real>& scratch) {
+    const int64_t h = args_.model.h, K = args_.model.K;
+    Downward<Real> work;
+    work.node = pass_.node_rows(node, begin, end, scratch.children);
+    work.q = node == pass_.plan.tree.root ? pass_.space.root_t.data() : pass_.beta(node);
+    work.times = args_.counts;
+    work.add = add_;
+    work.dA = static_cast<Real*>(args_.A) + node * h * h;
+    work.dB = static_cast<Real*>(args_.B) + node * h * K;
+    return work;
   }
 
   void down_node(int64_t node, Scratch<Real>& scratch) {
-    const Tree& tree = pass_.plan.tree;
     const Rows& rows = pass_.space.rows;
-    const int64_t h = args_.model.h, K = args_.model.K, width = pass_.width;
-    Downward<Real> work;
+    const int64_t width = pass_.width;
+    Downward<Real> work = node_work(node, 0, rows.count(node), scratch);
     std::vector<Child<Real>>& children = scratch.children;
-    work.node = pass_.node_rows(node, 0, rows.count(node), children);
     // Where rows of a child are shared its q is a sum, which may take the place of beta only at the
     // end.
     int64_t shared = 0;
@@ -89,11 +154,6 @@ class Flows {
       children[i].q_below = children[i].below;
       sums += rows.count(child) * width;
     }
-    work.q = node == tree.root ? pass_.space.root_t.data() : pass_.beta(node);
-    work.times = args_.counts;
-    work.add = add_;
-    work.dA = static_cast<Real*>(args_.A) + node * h * h;
-    work.dB = static_cast<Real*>(args_.B) + node * h * K;
     pass_.kernel.down(work, scratch);
     for (size_t i = 0; i < children.size(); ++i) {
       if (!children[i].below) continue;

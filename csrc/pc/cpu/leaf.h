@@ -10,7 +10,7 @@
 namespace nnkernels::pc {
 namespace {
 
-// The values of a node in blocks of `lanes`; the last one, not whole, ends with value K: missing.
+// The values of a node in blocks of `lanes`; the last one is not whole, or empty.
 template <class Real>
 struct Leaf {
   using V = Vec<Real>;
@@ -18,17 +18,24 @@ struct Leaf {
   static constexpr int lanes = V::lanes;
 
   const Node<Real>& node;
-  int64_t width, blocks;
-  Real *rows, *factor;  // [blocks * lanes, width], [blocks * lanes]
-  char* used;           // [blocks]
+  const int64_t width, blocks;
+  int32_t* slots;  // [blocks * lanes] of a value: its row of `leaf`, -1 where it does not occur
+  int32_t* used;   // [blocks]
 
   Leaf(const Node<Real>& of, int64_t padded, Scratch<Real>& scratch)
       : node(of), width(padded), blocks(of.K / lanes + 1) {
-    rows = scratch.leaf.get((blocks * lanes + kSpareRows) * width);
-    factor = scratch.factor.get(blocks * lanes);
-    used = scratch.used.get(blocks);
-    memset(used, 0, static_cast<size_t>(blocks));
-    for (int64_t r = node.begin; r < node.end; ++r) used[node.values[r] / lanes] = 1;
+    slots = scratch.slots.get(blocks * lanes + blocks);
+    used = slots + blocks * lanes;
+    std::fill(slots, used, -1);
+    std::fill(used, used + blocks, 0);
+    for (int64_t j = 0; j < node.distinct_count; ++j) {
+      const int64_t value = node.distinct[j];
+      slots[value] = static_cast<int32_t>(j);
+      used[value / lanes] = 1;
+    }
+  }
+
+  void read() const {
     for (int64_t b = 0; b < blocks; ++b) {
       if (!used[b]) continue;
       if (whole(b)) {
@@ -37,11 +44,10 @@ struct Leaf {
         read_last();
       }
     }
+    for (int64_t j = 0; j < node.distinct_count; ++j) normalise(j);
   }
 
-  bool whole(int64_t b) const { return (b + 1) * lanes <= node.K; }
-
-  // sums [blocks * lanes, width] by value, to dB [h, K].
+  // sums [distinct_count, width] to dB [h, K].
   void finish(const Real* sums, const Downward<Real>& work) const {
     for (int64_t b = 0; b < blocks; ++b) {
       if (!whole(b)) {
@@ -49,72 +55,103 @@ struct Leaf {
       } else if (used[b]) {
         finish_block(b * lanes, sums, work);
       } else if (!work.add) {
-        for (int64_t a = 0; a < node.h; ++a) V::store(work.dB + a * node.K + b * lanes, V::zero());
+        Real* to = work.dB + b * lanes;
+        for (int64_t a = 0; a < node.h; ++a) V::store(to + a * node.K, V::zero());
       }
     }
   }
 
  private:
-  void read_block(int64_t first) {
+  bool whole(int64_t b) const { return (b + 1) * lanes <= node.K; }
+
+  NNK_VEC void read_block(int64_t first) const {
+    const int64_t h = node.h, K = node.K;
+    const Real* B = node.B + first;
+    // Of the next block: the rows are too far from each other for the machine to guess.
+    for (int64_t a = 0; a < h; ++a) __builtin_prefetch(B + a * K + lanes);
+    Real unused[lanes];
+    Real* to[lanes];
+    int64_t step[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      const int32_t slot = slots[first + i];
+      to[i] = slot < 0 ? unused : node.leaf + slot * width;
+      step[i] = slot < 0 ? 0 : lanes;
+    }
     for (int64_t a = 0; a < width; a += lanes) {
       Reg block[lanes];
+      if (a + lanes <= h) {
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) {
-        block[i] = a + i < node.h ? V::load(node.B + (a + i) * node.K + first) : V::zero();
+        for (int i = 0; i < lanes; ++i) block[i] = V::load(B + (a + i) * K);
+      } else {
+        for (int i = 0; i < lanes; ++i) block[i] = a + i < h ? V::load(B + (a + i) * K) : V::zero();
       }
       Shuffle<Real>::transpose(block);
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) V::store(rows + (first + i) * width + a, block[i]);
-    }
-    for (int64_t v = first; v < first + lanes; ++v) normalise(v);
-  }
-
-  void read_last() {
-    for (int64_t v = (blocks - 1) * lanes; v <= node.K; ++v) {
-      for (int64_t a = 0; a < width; ++a) {
-        const Real x = v == node.K ? Real{1} : a < node.h ? node.B[a * node.K + v] : Real{0};
-        rows[v * width + a] = a < node.h ? x : Real{0};
+      for (int i = 0; i < lanes; ++i) {
+        V::store(to[i], block[i]);
+        to[i] += step[i];
       }
-      normalise(v);
     }
   }
 
-  void normalise(int64_t v) {
-    Real* row = rows + v * width;
+  void read_last() const {
+    for (int64_t v = (blocks - 1) * lanes; v <= node.K; ++v) {
+      if (slots[v] < 0) continue;
+      Real* row = node.leaf + slots[v] * width;
+      for (int64_t a = 0; a < width; ++a) {
+        row[a] = a >= node.h ? Real{0} : v == node.K ? Real{1} : node.B[a * node.K + v];
+      }
+    }
+  }
+
+  NNK_VEC void normalise(int64_t j) const {
+    Real* row = node.leaf + j * width;
     Reg most = V::load(row);
     for (int64_t a = lanes; a < width; a += lanes) most = V::max(most, V::load(row + a));
-    factor[v] = to_unit(Shuffle<Real>::largest(most));
-    const Reg by = V::set(factor[v]);
+    node.factor[j] = to_unit(Shuffle<Real>::largest(most));
+    const Reg by = V::set(node.factor[j]);
     for (int64_t a = 0; a < width; a += lanes) V::store(row + a, V::load(row + a) * by);
   }
 
-  void finish_block(int64_t first, const Real* sums, const Downward<Real>& work) const {
+  NNK_VEC void finish_block(int64_t first, const Real* sums, const Downward<Real>& work) const {
+    const int64_t h = node.h, K = node.K;
+    Real* dB = work.dB + first;
     for (int64_t a = 0; a < width; a += lanes) {
       Reg block[lanes];
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) {
-        block[i] = V::load(sums + (first + i) * width + a) * V::set(factor[first + i]);
+        const int64_t slot = slots[first + i];
+        if (slot < 0) {
+          block[i] = V::zero();
+          continue;
+        }
+        // e = leaf / factor, and sums is by leaf.
+        const Reg by =
+            work.times ? V::load(node.leaf + slot * width + a) : V::set(node.factor[slot]);
+        block[i] = V::load(sums + slot * width + a) * by;
       }
       Shuffle<Real>::transpose(block);
+      const int64_t rows = std::min<int64_t>(lanes, h - a);
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) {
-        if (a + i >= node.h) break;
-        const int64_t at = (a + i) * node.K + first;
-        Reg x = block[i];
-        if (work.times) x = x * V::load(node.B + at);
-        if (work.add) x = x + V::load(work.dB + at);
-        V::store(work.dB + at, x);
+        if (i >= rows) break;
+        Real* to = dB + (a + i) * K;
+        V::store(to, work.add ? block[i] + V::load(to) : block[i]);
       }
     }
   }
 
   void finish_last(const Real* sums, const Downward<Real>& work) const {
     for (int64_t v = (blocks - 1) * lanes; v < node.K; ++v) {
+      const int64_t slot = slots[v];
       for (int64_t a = 0; a < node.h; ++a) {
-        const int64_t at = a * node.K + v;
-        Real x = used[blocks - 1] ? sums[v * width + a] * factor[v] : Real{0};
-        if (work.times) x *= node.B[at];
-        work.dB[at] = work.add ? work.dB[at] + x : x;
+        Real x = 0;
+        if (slot >= 0) {
+          x = sums[slot * width + a] *
+              (work.times ? node.leaf[slot * width + a] : node.factor[slot]);
+        }
+        Real& to = work.dB[a * node.K + v];
+        to = work.add ? to + x : x;
       }
     }
   }

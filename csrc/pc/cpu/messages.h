@@ -53,7 +53,6 @@ struct Messages {
   static void up(const Upward<Real>& work, int64_t padded_width, Scratch<Real>& scratch) {
     const Node<Real>& node = work.node;
     const int64_t width = width_of<Real, vectors>(padded_width);
-    const Leaf<Real> leaf(node, width, scratch);
     Real* weights = scratch.weights.get((width + lanes) * width);
     if (node.A) transpose(node.A, node.h, width, weights);
     Real* spare = scratch.u.get((kChunk + kSpareRows) * width);
@@ -62,7 +61,7 @@ struct Messages {
       const int64_t rows = std::min(kChunk, node.end - first);
       Real* u = work.u ? work.u + first * width : node.A ? spare : work.beta + first * width;
       for (int64_t i = 0; i < rows; ++i) {
-        up_row(work, leaf, first + i, width, u + i * width);
+        up_row(work, first + i, width, u + i * width);
       }
       if (!node.A) continue;
       Real* beta = work.beta + first * width;
@@ -75,7 +74,6 @@ struct Messages {
   static void down(const Downward<Real>& work, int64_t padded_width, Scratch<Real>& scratch) {
     const Node<Real>& node = work.node;
     const int64_t width = width_of<Real, vectors>(padded_width);
-    const Leaf<Real> leaf(node, width, scratch);
     const Real* weights = node.A ? padded(node.A, node.h, width, scratch) : nullptr;
     Real* t = scratch.t.get((kChunk + kSpareRows) * width);
     Real* prefix = scratch.prefix.get((node.child_count + 1) * width);
@@ -83,11 +81,8 @@ struct Messages {
     if (work.count) {
       dA = scratch.dA.get(width * width);
       if (node.A) memset(dA, 0, static_cast<size_t>(width * width) * sizeof(Real));
-      dB = scratch.dB.get(leaf.blocks * lanes * width);
-      for (int64_t b = 0; b < leaf.blocks; ++b) {
-        if (!leaf.used[b]) continue;
-        memset(dB + b * lanes * width, 0, static_cast<size_t>(lanes * width) * sizeof(Real));
-      }
+      dB = scratch.dB.get(node.distinct_count * width);
+      memset(dB, 0, static_cast<size_t>(node.distinct_count * width) * sizeof(Real));
     }
     for (int64_t first = node.begin; first < node.end; first += kChunk) {
       const int64_t rows = std::min(kChunk, node.end - first);
@@ -97,8 +92,8 @@ struct Messages {
       if (work.spread) {
         if (node.A) multiply<Real, vectors>(q, weights, rows, node.h, width, t);
         for (int64_t i = 0; i < rows; ++i) {
-          down_row(node, leaf, first + i, width, (node.A ? t : q) + i * width, prefix,
-                   u + i * width, ends + i * width);
+          down_row(node, first + i, width, (node.A ? t : q) + i * width, prefix, u + i * width,
+                   ends + i * width);
         }
       }
       if (work.count) {
@@ -110,7 +105,7 @@ struct Messages {
       }
     }
     if (!work.count) return;
-    leaf.finish(dB, work);
+    Leaf<Real>(node, width, scratch).finish(dB, work);
     if (node.A) finish(dA, width, work);
   }
 
@@ -121,14 +116,13 @@ struct Messages {
   }
 
  private:
-  static NNK_VEC void up_row(const Upward<Real>& work, const Leaf<Real>& leaf, int64_t r,
-                             int64_t width, Real* u) {
+  static NNK_VEC void up_row(const Upward<Real>& work, int64_t r, int64_t width, Real* u) {
     const Node<Real>& node = work.node;
     const int64_t vecs = count(width), value = node.values[r];
     Row p;
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < vecs; ++j) p[j] = V::load(leaf.rows + value * width + j * lanes);
-    int32_t exponent = exponent_of(leaf.factor[value]);
+    for (int64_t j = 0; j < vecs; ++j) p[j] = V::load(node.leaf + value * width + j * lanes);
+    int32_t exponent = exponent_of(node.factor[value]);
     for (int64_t c = 0; c < node.child_count; ++c) {
       const Child<Real>& child = node.children[c];
       const int64_t below = child.below ? child.below[r] : r;
@@ -152,10 +146,10 @@ struct Messages {
     work.exponent[r] = exponent;
   }
 
-  static NNK_VEC void down_row(const Node<Real>& node, const Leaf<Real>& leaf, int64_t r,
-                               int64_t width, const Real* t, Real* prefix, Real* u, Real* end) {
+  static NNK_VEC void down_row(const Node<Real>& node, int64_t r, int64_t width, const Real* t,
+                               Real* prefix, Real* u, Real* end) {
     const int64_t vecs = count(width), children = node.child_count;
-    const Real* e = leaf.rows + node.values[r] * width;
+    const Real* e = node.leaf + node.values[r] * width;
     if (children == 0) {
       for (int64_t j = 0; j < vecs; ++j) {
         V::store(u + j * lanes, V::load(e + j * lanes));

@@ -18,12 +18,14 @@ namespace nnkernels::pc {
 template <class Real>
 struct Workspace {
   Rows rows;
-  Buffer<Real> beta, scale, p, weight, root_u, root_t, saved;
+  Buffer<Real> beta, leaf, factor, scale, p, weight, root_u, root_t, saved;
   Buffer<int32_t> exponent;
   std::vector<std::unique_ptr<Scratch<Real>>> scratch;  // of the threads
   std::vector<Real> dpi;
 
-  int64_t bytes() const { return beta.bytes() + scale.bytes() + exponent.bytes() + saved.bytes(); }
+  int64_t bytes() const {
+    return beta.bytes() + leaf.bytes() + scale.bytes() + exponent.bytes() + saved.bytes();
+  }
 };
 
 // At most one workspace of up to kKeptBytes waits for the next call.
@@ -70,7 +72,7 @@ class Pass {
         evidence_(evidence),
         parallel_(parallel),
         space(workspace),
-        plan(make_plan(model)),
+        plan(make_plan(model, std::max(parallel.threads, 1))),
         kernel(kernels<Real>(model.h)),
         width((model.h + kernel.lanes - 1) / kernel.lanes * kernel.lanes) {
     const int64_t most = std::clamp<int64_t>(kTileNumbers / width, 128, 1024);
@@ -112,22 +114,27 @@ class Pass {
       rows.read(evidence_, model_.K, first, slice_begin(i), slice_begin(i + 1));
     });
     each(static_cast<int64_t>(plan.units.size()) + 1, [&](int64_t i, Scratch<Real>& scratch) {
+      scratch.classifier.values(model_.K + 1);
       if (i == 0) {
         for (const int64_t node : plan.top) rows.classify(plan, node, scratch.classifier);
         return;
       }
       const Unit& unit = plan.units[Tree::at(i - 1)];
-      scratch.classifier.values(model_.K + 1);
       for (int64_t p = unit.end - 1; p >= unit.begin; --p) {
         rows.classify(plan, plan.tree.order[Tree::at(p)], scratch.classifier);
       }
     });
     offsets_.assign(Tree::at(model_.D + 1), 0);
+    leaf_offsets_.assign(Tree::at(model_.D + 1), 0);
     for (int64_t p = 0; p < model_.D; ++p) {
-      offsets_[Tree::at(p + 1)] = offsets_[Tree::at(p)] + rows.count(plan.tree.order[Tree::at(p)]);
+      const int64_t node = plan.tree.order[Tree::at(p)];
+      offsets_[Tree::at(p + 1)] = offsets_[Tree::at(p)] + rows.count(node);
+      leaf_offsets_[Tree::at(p + 1)] = leaf_offsets_[Tree::at(p)] + rows.distinct_count(node);
     }
     const int64_t all = offsets_.back();
     space.beta.get((all + kSpareRows) * width);
+    space.leaf.get(leaf_offsets_.back() * width);
+    space.factor.get(leaf_offsets_.back());
     space.scale.get(model_.D * samples);
     space.exponent.get(all);
     space.p.get(samples);
@@ -137,10 +144,14 @@ class Pass {
   // [begin, end) where `want` is set.
   template <class Seen>
   void up(bool want, Seen&& seen) {
-    each(static_cast<int64_t>(plan.units.size()), [&](int64_t i, Scratch<Real>& scratch) {
+    const auto units = static_cast<int64_t>(plan.units.size()),
+               top = static_cast<int64_t>(plan.top.size());
+    each(units + top, [&](int64_t i, Scratch<Real>& scratch) {
+      if (i >= units) return read_leaf(plan.top[Tree::at(i - units)], scratch);
       const Unit& unit = plan.units[Tree::at(i)];
       for (int64_t p = unit.end - 1; p >= unit.begin; --p) {
         const int64_t node = plan.tree.order[Tree::at(p)];
+        read_leaf(node, scratch);
         up_node(node, 0, space.rows.count(node), want, scratch, seen);
       }
     });
@@ -180,10 +191,15 @@ class Pass {
                           .scale = scale(child)});
     }
     const int64_t h = model_.h, K = model_.K;
+    const int64_t leaf_offset = leaf_offsets_[Tree::at(tree.position[Tree::at(node)])];
     return {.h = h,
             .K = K,
             .A = node == tree.root ? nullptr : static_cast<const Real*>(model_.A) + node * h * h,
             .B = static_cast<const Real*>(model_.B) + node * h * K,
+            .distinct = space.rows.distinct(node),
+            .distinct_count = space.rows.distinct_count(node),
+            .leaf = space.leaf.data() + leaf_offset * width,
+            .factor = space.factor.data() + leaf_offset,
             .values = space.rows.values(node),
             .rows = space.rows.count(node),
             .begin = begin,
@@ -195,6 +211,10 @@ class Pass {
  private:
   int64_t offset(int64_t node) const {
     return offsets_[Tree::at(plan.tree.position[Tree::at(node)])];
+  }
+
+  void read_leaf(int64_t node, Scratch<Real>& scratch) {
+    kernel.read_leaf(node_rows(node, 0, 0, scratch.children), scratch);
   }
 
   template <class Seen>
@@ -215,7 +235,8 @@ class Pass {
   const Model& model_;
   const Evidence& evidence_;
   const Parallel& parallel_;
-  Ints offsets_;  // [D + 1] of a position: rows of the nodes before it
+  // [D + 1] of a position: rows, and occurring values, of the nodes before it.
+  Ints offsets_, leaf_offsets_;
 
  public:
   Workspace<Real>& space;

@@ -7,8 +7,10 @@
 namespace nnkernels::pc {
 namespace {
 
-// Subtrees of at most this share of the nodes are units: enough of them to keep threads even.
-constexpr int64_t kShare = 12;
+// The nodes of subtrees of more than this share of all nodes are dense.
+constexpr int64_t kDenseShare = 12;
+// Units for each thread, about: enough to keep them even.
+constexpr int64_t kUnits = 3;
 
 template <class Symbol>
 void read_samples(const Evidence& evidence, int64_t D, int64_t K, int64_t first, int64_t begin,
@@ -34,14 +36,17 @@ void read_samples(const Evidence& evidence, int64_t D, int64_t K, int64_t first,
 
 }  // namespace
 
-Plan make_plan(const Model& model) {
+Plan make_plan(const Model& model, int64_t threads) {
   Plan plan;
   std::string error;
   plan.tree = make_tree(model.parent, model.order, model.D, &error);
   if (!error.empty()) throw std::invalid_argument(error);
   const Tree& tree = plan.tree;
-  const int64_t limit = std::max<int64_t>(tree.D / kShare, 1);
-  plan.above.assign(Tree::at(tree.D), 0);
+  const int64_t dense_limit = std::max<int64_t>(tree.D / kDenseShare, 1);
+  const int64_t limit = std::max(dense_limit, tree.D / (kUnits * threads));
+  for (int64_t i = 0; i < tree.D; ++i) {
+    plan.dense.push_back(i == tree.root || tree.size(i) > dense_limit);
+  }
   for (int64_t p = 0; p < tree.D;) {
     const int64_t node = tree.order[Tree::at(p)];
     if (p > 0 && tree.size(node) <= limit) {
@@ -49,10 +54,12 @@ Plan make_plan(const Model& model) {
       p = plan.units.back().end;
     } else {
       plan.top.push_back(node);
-      plan.above[Tree::at(node)] = 1;
       ++p;
     }
   }
+  // The largest first, so that threads end together.
+  std::stable_sort(plan.units.begin(), plan.units.end(),
+                   [](const Unit& a, const Unit& b) { return a.end - a.begin > b.end - b.begin; });
   return plan;
 }
 
@@ -65,12 +72,15 @@ uint32_t Classifier::next_generation() {
   return generation_;
 }
 
-int64_t Classifier::number(const uint16_t* x, int64_t T, uint16_t* ids) {
+int64_t Classifier::number(const uint16_t* x, int64_t T, uint16_t* ids, uint16_t* first) {
   const uint32_t generation = next_generation();
   uint32_t count = 0;
   for (int64_t n = 0; n < T; ++n) {
     Slot& slot = seen_[x[n]];
-    if (slot.generation != generation) slot = {0, count++, generation};
+    if (slot.generation != generation) {
+      slot = {0, count, generation};
+      first[count++] = x[n];
+    }
     ids[n] = static_cast<uint16_t>(slot.id);
   }
   return count;
@@ -101,7 +111,8 @@ int64_t Classifier::number(const uint16_t* a, const uint16_t* b, int64_t T, int6
 void Rows::prepare(int64_t D, int64_t T) {
   D_ = D;
   counts_.assign(Tree::at(D), 0);
-  for (auto* of : {&x_, &classes_, &values_, &below_}) of->resize(Tree::at(D * T));
+  distinct_counts_.assign(Tree::at(D), 0);
+  for (auto* of : {&x_, &distinct_, &classes_, &values_, &below_}) of->resize(Tree::at(D * T));
 }
 
 void Rows::read(const Evidence& evidence, int64_t K, int64_t first, int64_t begin, int64_t end) {
@@ -115,15 +126,18 @@ void Rows::read(const Evidence& evidence, int64_t K, int64_t first, int64_t begi
 void Rows::classify(const Plan& plan, int64_t node, Classifier& classifier) {
   const Tree& tree = plan.tree;
   const int64_t children = tree.child_count(node), limit = T_ * 3 / 4;
+  uint16_t* values = values_.data() + node * T_;
+  int64_t found =
+      classifier.number(x_.data() + node * T_, T_, values, distinct_.data() + node * T_);
+  distinct_counts_[Tree::at(node)] = found;
   int64_t& count = counts_[Tree::at(node)];
   count = -1;
-  if (plan.above[Tree::at(node)]) return;
+  if (plan.dense[Tree::at(node)]) return;
   for (int64_t i = 0; i < children; ++i) {
     if (dense(tree.child(node, i))) return;
   }
   uint16_t* ids = classes_.data() + node * T_;
-  const uint16_t* x = x_.data() + node * T_;
-  int64_t found = classifier.number(x, T_, ids);
+  std::copy(values, values + T_, ids);
   for (int64_t i = 0; i < children && found <= limit; ++i) {
     const int64_t child = tree.child(node, i);
     if (counts_[Tree::at(child)] == 1) continue;
@@ -137,10 +151,11 @@ void Rows::classify(const Plan& plan, int64_t node, Classifier& classifier) {
   }
   if (found > limit && T_ > 1) return;
   count = found;
-  // A sample of each row.
+  // The first sample of each row. Rows are numbered in the order of these, so values can move in
+  // place.
   uint16_t sample[kMaxTile];
   for (int64_t n = T_ - 1; n >= 0; --n) sample[ids[n]] = static_cast<uint16_t>(n);
-  for (int64_t r = 0; r < count; ++r) values_[Tree::at(node * T_ + r)] = x[sample[r]];
+  for (int64_t r = 0; r < count; ++r) values[r] = values[sample[r]];
   for (int64_t i = 0; i < children; ++i) {
     const int64_t child = tree.child(node, i);
     const uint16_t* of_child = classes(child);

@@ -20,14 +20,15 @@ struct Unit {
   int64_t begin = 0, end = 0;
 };
 
-// How the tree is divided: subtrees of limited size, and the nodes above them, always dense.
+// How the tree is divided among threads: subtrees of limited size, and the nodes above them. The
+// nodes of large subtrees are always dense, those above the units among them.
 struct Plan {
   Tree tree;
   std::vector<Unit> units;
   Ints top;                 // nodes above the units in coding order, the root first
-  std::vector<char> above;  // [D] whether a node is in `top`
+  std::vector<char> dense;  // [D]
 };
-Plan make_plan(const Model& model);
+Plan make_plan(const Model& model, int64_t threads);
 
 // Scratch of one thread.
 class Classifier {
@@ -38,7 +39,8 @@ class Classifier {
   }
   // Numbers equal values of x, or equal pairs of a and b, by 0, 1, ... in `ids`, in the order of
   // first occurrence. Returns how many there are, or more than `limit`.
-  int64_t number(const uint16_t* x, int64_t T, uint16_t* ids);
+  // `first` gets the value of each number.
+  int64_t number(const uint16_t* x, int64_t T, uint16_t* ids, uint16_t* first);
   int64_t number(const uint16_t* a, const uint16_t* b, int64_t T, int64_t limit, uint16_t* ids);
 
  private:
@@ -64,10 +66,10 @@ class Rows {
   int64_t tile() const { return T_; }
   int64_t count(int64_t node) const { return dense(node) ? T_ : counts_[Tree::at(node)]; }
   bool dense(int64_t node) const { return counts_[Tree::at(node)] < 0; }
-  // [count] x of a row's node, K where missing.
-  const uint16_t* values(int64_t node) const {
-    return (dense(node) ? x_ : values_).data() + node * T_;
-  }
+  // The values of x that occur at a node, K for missing ones, and [count] which of them a row has.
+  int64_t distinct_count(int64_t node) const { return distinct_counts_[Tree::at(node)]; }
+  const uint16_t* distinct(int64_t node) const { return distinct_.data() + node * T_; }
+  const uint16_t* values(int64_t node) const { return values_.data() + node * T_; }
   // [T] row of a sample.
   const uint16_t* classes(int64_t node) const { return classes_.data() + node * T_; }
   // [count(parent)] row of `child` below each row of its parent; nullptr: the same.
@@ -79,8 +81,8 @@ class Rows {
 
  private:
   int64_t D_ = 0, T_ = 0;
-  Ints counts_;  // -1: dense
-  std::vector<uint16_t> x_, classes_, values_, below_;
+  Ints counts_, distinct_counts_;  // a count of -1: dense
+  std::vector<uint16_t> x_, distinct_, classes_, values_, below_;
 };
 
 }  // namespace nnkernels::pc

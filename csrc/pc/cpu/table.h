@@ -26,6 +26,11 @@ NNK_VEC void with_width(int64_t h, F&& f) {
 }
 
 template <class Real>
+void read_leaf(const Node<Real>& node, Scratch<Real>& scratch) {
+  Leaf<Real>(node, width_for<Real>(node.h), scratch).read();
+}
+
+template <class Real>
 void up(const Upward<Real>& work, Scratch<Real>& scratch) {
   with_width<Real>(work.node.h,
                    [&](auto messages, int64_t width) { messages.up(work, width, scratch); });
@@ -86,6 +91,7 @@ void update(const Real* counts, int64_t rows, int64_t width, Real pseudo_count, 
 template <class Real>
 constexpr Kernels<Real> kKernels = {
     .lanes = Vec<Real>::lanes,
+    .read_leaf = read_leaf<Real>,
     .up = up<Real>,
     .down = down<Real>,
     .gather = gather<Real>,
