@@ -87,7 +87,8 @@ def test_conditional_cdfs_are_those_of_exact_arithmetic(shape, isa):
         reference_codec.walk(tables, 20, compare)
 
 
-def test_models_made_by_freezing_code_by_the_rule_too(isa):
+@pytest.mark.parametrize("precision", [20, 24])
+def test_models_made_by_freezing_code_by_the_rule_too(isa, precision):
     """Weights down to 2^-30, rows of float32 that are no round numbers."""
     x = pc_models.samples(40, pc_models.tables(6, 3, 20, seed=8))
     circuit = pc.HCLT.from_data(x, 4, seed=2, K=24)
@@ -96,11 +97,11 @@ def test_models_made_by_freezing_code_by_the_rule_too(isa):
     # What training never saw costs most.
     new = torch.full((2, 6), 23, dtype=torch.uint8)
     both = torch.cat([x[:4], new])
-    words, counts = pc.encode(both, model.tables, 2, 20)
-    want = reference_codec.encode(both, model.tables, 2, 20)
+    words, counts = pc.encode(both, model.tables, 2, precision)
+    want = reference_codec.encode(both, model.tables, 2, precision)
     found = [lane[:count] for lane, count in zip(words.tolist(), counts.tolist(), strict=True)]
     assert unsigned(found) == want
-    assert torch.equal(pc.decode(words, counts, len(both), model.tables, 20), both)
+    assert torch.equal(pc.decode(words, counts, len(both), model.tables, precision), both)
 
 
 # ---- round trips ----

@@ -59,6 +59,27 @@ def test_ties_go_to_even(value, want):
     assert reference_codec.rounded(value) == want
 
 
+def test_a_dot_product_rounds_once_a_term():
+    x = Fraction((1 << 12) + 1, 1 << 12)
+    # x * x = 1 + 2^-11 + 2^-24, of which a rounded product keeps no 2^-24.
+    found = reference_codec.dot([Fraction(1), x], [Fraction(-1), x])
+    assert found == Fraction(1, 1 << 11) + Fraction(1, 1 << 24)
+
+
+def test_the_cdf_stays_below_its_end_where_products_round_up():
+    total = (1 << 24) - 2
+    for odd in range(1, 200, 2):
+        alpha = Fraction((1 << 24) - odd, 1 << 24)
+        r = reference_codec.rounded(total / alpha)
+        if int(reference_codec.rounded(alpha * r)) > total:
+            break
+    else:
+        raise AssertionError("no product rounds up: this test tests nothing")
+    one = [Fraction(1)]
+    cdf = reference_codec.integer_cdf([alpha], [[Fraction(0)], one, one], 24)
+    assert cdf == [0, total + 1, 1 << 24]
+
+
 def conditionals(x, model):
     """p(x_i | coded before i) in coding order, float64, by marginals of the joint distribution."""
     pi, A, B, _C, parent, order = (table.double().tolist() for table in model)
