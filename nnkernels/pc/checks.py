@@ -321,19 +321,28 @@ def check_samples(op, N):
         raise ArgumentError(f"{op}: N is {N}, expected at least 0")
 
 
-def check_coding(op, x, model, precision):
+def check_coding(op, x, model, precision, unread=None):
     """What conditional_cdf, intervals and encode share; returns D, h and K."""
     D, h, K = check_model(op, model)
     check_precision(op, precision, K)
-    check_data(op, x, D, K)
+    check_data(op, x, D, K, unread)
     _checks.same_device(op, "x", x, "pi", model[0])
     return D, h, K
 
 
-def check_variable(op, i, D):
+def check_conditional_cdf(op, x, model, i, precision):
+    D, _, _ = check_model(op, model)
     _checks.integer(op, "i", i)
     if not 0 <= i < D:
         raise ArgumentError(f"{op}: i is {i}, expected a variable, 0 to {D - 1}")
+    unread = None
+    order = model[5]
+    if isinstance(x, Tensor) and x.shape[1:] == (D,) and readable(x) and readable(order):
+        # What comes at i or later is not read.
+        unread = torch.zeros(D, dtype=torch.bool)
+        unread[order[order.tolist().index(i) :]] = True
+        unread = unread.expand(x.shape)
+    return check_coding(op, x, model, precision, unread)
 
 
 def check_words(op, words, counts):

@@ -52,13 +52,6 @@ class Report(NamedTuple):
 # ---- one step ----
 
 
-def normalise(model) -> None:
-    """Takes the rounding of many steps out of the sums of rows."""
-    for name in _PARAMETERS:
-        parameter = getattr(model, name).data
-        parameter.div_(parameter.sum(-1, keepdim=True))
-
-
 def em_step(
     model, x, mask, weights, pseudo_count, step, reduce: Reduce | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -211,7 +204,6 @@ def _epoch(run, x, mask, epoch, callback, reduce, share):
         report = Report(epoch + 1, epochs, seen, N, step, bpd, None, skipped)
         if callback is not None and index + 1 < batches and callback(report):
             return report, True
-    normalise(model)
     return report, False
 
 

@@ -163,8 +163,7 @@ def conditional_cdf(x: Tensor, model: list[Tensor], i: int, precision: int = 20)
     """
     op = "pc_conditional_cdf"
     checks.refuse_transforms(op)
-    D, _, _ = checks.check_coding(op, x, model, precision)
-    checks.check_variable(op, i, D)
+    checks.check_conditional_cdf(op, x, model, i, precision)
     _checks.refuse_gradients(op, CODEC_HINT, *model)
     return _ops.pc_conditional_cdf.default(x, list(model), i, precision)
 

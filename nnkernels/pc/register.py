@@ -28,8 +28,7 @@ def _em_update(theta, counts, pseudo_count, step):
 
 
 def _conditional_cdf(x, model, i, precision=20):
-    D, _, K = checks.check_coding("pc_conditional_cdf", x, model, precision)
-    checks.check_variable("pc_conditional_cdf", i, D)
+    _, _, K = checks.check_conditional_cdf("pc_conditional_cdf", x, model, i, precision)
     return x.new_empty((x.shape[0], K + 1), dtype=torch.int32)
 
 

@@ -183,6 +183,31 @@ def test_one_batch_is_em():
         torch.testing.assert_close(getattr(model, name), getattr(other, name))
 
 
+def test_fit_is_a_sequence_of_steps():
+    """Pseudo-counts are per pass: each batch has its share; a short batch has a short step."""
+    x, _ = mixture(100)
+    model = pc.HCLT.from_data(x, h=3, dtype=FP64)
+    other = copy.deepcopy(model)
+    model.fit(x, epochs=2, batch=32, pseudo_count=3.0, steps=(0.5, 0.2))
+    for epoch in range(2):
+        order = torch.randperm(100, generator=em._generator(0, epoch))
+        for index, rows in enumerate(order.split(32)):
+            step = 0.5 - 0.3 * (4 * epoch + index) / 7
+            share = len(rows) / 100
+            other.em_step(x[rows], pseudo_count=3.0 * share, step=step * len(rows) / 32)
+    for name in NAMES:
+        torch.testing.assert_close(getattr(model, name), getattr(other, name), rtol=1e-9, atol=0)
+
+
+def test_rows_keep_their_sum():
+    # Thousands of small steps in float32.
+    x, _ = mixture(600)
+    model = pc.HCLT.from_data(x, h=5)
+    model.fit(x, epochs=20, batch=5, steps=(0.05, 0.001))
+    for name in NAMES:
+        assert ((getattr(model, name).double().sum(-1) - 1).abs() <= 1e-6).all()
+
+
 def test_batches_and_steps():
     x, _ = mixture(100)
     model = pc.HCLT.from_data(x, h=2)

@@ -136,10 +136,17 @@ def test_dtypes_and_sizes():
     assert wide.conditional_sample(x[:0], mask[:0]).shape == (0, 2)
 
 
-def test_zero_weights_are_never_chosen():
+def test_zero_weights_are_never_chosen(monkeypatch):
     weights = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(50_000, -1)
     chosen = sampling._choose(weights, generator(1))
     assert set(chosen.tolist()) == {1, 3}
+    # The ends of the random numbers.
+    for end in (0.0, 1 - 2.0**-53):
+        monkeypatch.setattr(
+            torch, "rand", lambda *size, end=end, **_: torch.full(size, end, dtype=FP64)
+        )
+        assert sampling._choose(weights[:1], None).item() == (1 if end == 0 else 3)
+    monkeypatch.undo()
     tiny = torch.tensor([[0.0, 1e-300, 0.0]], dtype=FP64).expand(1000, -1)
     assert (sampling._choose(tiny, generator(1)) == 1).all()
 
