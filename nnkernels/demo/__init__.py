@@ -8,7 +8,7 @@ from nnkernels.demo.data import DataError
 
 __all__ = ["CORES", "DataError", "Report", "run"]
 
-CORES = ("lmul", "deltaproduct", "gaunt", "binary")
+CORES = ("lmul", "deltaproduct", "gaunt", "binary", "pc")
 
 
 class Report:

@@ -121,7 +121,7 @@ def test_a_short_gzip_stream_names_the_sample(tmp_path, case):
     (tmp_path / "bad").write_bytes(SHORT[case])
     with files.open_samples(tmp_path / "bad") as samples:
         samples.read(1)
-        with pytest.raises(TruncatedError, match="samples? 1"):
+        with pytest.raises(TruncatedError, match=r"samples? 1"):
             samples.read(3)
 
 

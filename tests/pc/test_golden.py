@@ -19,7 +19,7 @@ from nnkernels.pc import PCModel, reference_codec
 GOLDEN = {}
 
 # The words of D=3, h=2, K=5, seed 7: three samples in two lanes.
-WORDS = []
+WORDS = [[2577727511, 128195, 991133205], [948874335, 86385]]
 
 
 def ids(key):
