@@ -8,7 +8,7 @@ them: only a step of decoding may be sharded, by lanes.
 import torch
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves
 
 from nnkernels._sharding import register
 
@@ -46,16 +46,13 @@ def _register_codec(name, by_samples):
 
     @register_sharding(operator)
     def sharding(*positional, **options):
-        def placed(samples):
-            def place(value):
-                return Replicate() if hasattr(value, "placements") else None
+        def rule(result, samples):
+            # One placement per tensor, those of the list among the others.
+            tensors = [x for x in tree_leaves((positional, options)) if hasattr(x, "placements")]
+            return [result] * outputs, [samples] + [Replicate()] * (len(tensors) - 1)
 
-            inputs = [samples, *tree_map(place, positional[1:])]
-            return [*inputs, *(place(v) for v in options.values() if hasattr(v, "placements"))]
-
-        yield [Replicate()] * outputs, placed(Replicate())
-        if by_samples:
-            yield [Shard(0)] * outputs, placed(Shard(0))
+        rules = [rule(Replicate(), Replicate())]
+        return [*rules, rule(Shard(0), Shard(0))] if by_samples else rules
 
     return sharding
 
