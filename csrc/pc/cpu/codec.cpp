@@ -31,7 +31,7 @@ namespace {
 
 // Samples that are coded side by side: enough to use a node's tables for many, few enough to stay
 // in the second cache.
-int64_t tile_rows(int64_t h) { return std::clamp<int64_t>(8192 / h, 64, 512); }
+int64_t tile_rows(int64_t h) { return std::clamp<int64_t>(16384 / h, 64, 512); }
 
 // ---- the order of work ----
 
@@ -123,6 +123,22 @@ struct Work {
   const float* A(int64_t node) const { return model.A + node * model.h * model.h; }
   const float* B(int64_t node) const { return model.B + node * model.h * model.K; }
   const float* C(int64_t node) const { return model.C + node * model.h * (model.K + 1); }
+
+  // Of visit k.
+  void prepare(size_t k, int64_t rows, const float* alpha, CodecStep& step) const {
+    const int64_t h = model.h, K = model.K;
+    step.rows = rows;
+    step.h = h;
+    step.K = K;
+    step.precision = precision;
+    step.alpha = alpha;
+    step.C = C(schedule.visits[k].node);
+    if (k + 1 == schedule.visits.size()) return;
+    const int64_t next = schedule.visits[k + 1].node;
+    step.ahead.add(A(next), h * h, rows);
+    step.ahead.add(C(next), h * (K + 1), rows);
+    step.ahead.add(B(next), h * K, rows);
+  }
 };
 
 [[noreturn]] void fail_at(const std::string& what, int64_t sample, int64_t node) {
@@ -272,12 +288,7 @@ void measure_samples(const Work& work, const Samples& samples, int64_t begin, in
                 [&](size_t k, int64_t node, const float* alpha, uint16_t* symbols) {
                   read_symbols(samples, D, model.K, begin + first, rows, node, symbols);
                   MeasureStep step;
-                  step.rows = rows;
-                  step.h = model.h;
-                  step.K = model.K;
-                  step.precision = work.precision;
-                  step.alpha = alpha;
-                  step.C = work.C(node);
+                  work.prepare(k, rows, alpha, step);
                   step.symbols = symbols;
                   step.low = low + first * D + static_cast<int64_t>(k);
                   step.width = width + first * D + static_cast<int64_t>(k);
@@ -399,14 +410,9 @@ void decode(const FrozenModel& model, const DecodeArgs& args, const Parallel& pa
       for (int64_t sample = first; sample < args.N; sample += args.lanes) {
         const int64_t rows = std::min(last - first, args.N - sample);
         tile.walk(rows, schedule.visits.size(),
-                  [&](size_t, int64_t node, const float* alpha, uint16_t* symbols) {
+                  [&](size_t k, int64_t node, const float* alpha, uint16_t* symbols) {
                     DecodeStep step;
-                    step.rows = rows;
-                    step.h = model.h;
-                    step.K = model.K;
-                    step.precision = args.precision;
-                    step.alpha = alpha;
-                    step.C = work.C(node);
+                    work.prepare(k, rows, alpha, step);
                     tables.of(node, step);
                     step.lanes = lanes.data();
                     step.symbols = symbols;

@@ -25,12 +25,46 @@ struct LaneState {
   const int32_t* end = nullptr;
 };
 
+// Tables of the next node, which are asked for while this one is worked on: a node's tables are too
+// many and too short for the processor to foresee. A few lines at a time: more would wait for each
+// other.
+class Ahead {
+ public:
+  void add(const float* table, int64_t count, int64_t rows) {
+    const auto* bytes = reinterpret_cast<const char*>(table);
+    const int64_t size = count * static_cast<int64_t>(sizeof(float));
+    // Few samples use few columns of a table: at most so much for each of them.
+    constexpr int64_t most = 512;
+    const int64_t share = (size + rows - 1) / rows;
+    ranges_[used_++] = {bytes, bytes + size, share < most ? share : most, 0};
+  }
+
+  // Called for each row and each of the ranges.
+  void fetch(int range) {
+    Range& of = ranges_[range];
+    for (of.due += of.share; of.due > 0 && of.at < of.end; of.due -= 64, of.at += 64) {
+      __builtin_prefetch(of.at, 0, 2);
+    }
+  }
+
+ private:
+  struct Range {
+    const char* at = nullptr;
+    const char* end = nullptr;
+    int64_t share = 0;  // of a row, in bytes
+    int64_t due = 0;
+  };
+  Range ranges_[3];
+  int used_ = 0;
+};
+
 // Next variable of `rows` samples.
 struct CodecStep {
   int64_t rows = 0, h = 0, K = 0;
   int precision = 0;
   const float* alpha = nullptr;  // [rows, width]
   const float* C = nullptr;      // [h, K + 1]
+  Ahead ahead;
 };
 
 struct DecodeStep : CodecStep {
@@ -69,8 +103,8 @@ struct CodecKernels {
   void (*absorb)(const float* below, const float* A, int64_t h, int64_t rows, float* alpha,
                  float* u, CodecScratch& scratch);
   // Both return the first row that cannot be, or -1.
-  int64_t (*decode)(const DecodeStep& step, CodecScratch& scratch);
-  int64_t (*measure)(const MeasureStep& step);
+  int64_t (*decode)(DecodeStep& step, CodecScratch& scratch);
+  int64_t (*measure)(MeasureStep& step);
 };
 
 // The kernels of active_isa() for h states.

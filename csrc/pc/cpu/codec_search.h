@@ -109,8 +109,7 @@ NNK_VEC bool pop(LaneState& lane, const Search& search, int precision) {
 
 // Rows [first, first + turns); false where one of them cannot be.
 template <int turns, int search>
-NNK_VEC bool decode_turns(const DecodeStep& step, const float* coarse, int64_t width,
-                          int64_t first) {
+NNK_VEC bool decode_turns(DecodeStep& step, const float* coarse, int64_t width, int64_t first) {
   constexpr int kTop = search == 1 ? 1 : search == 2 ? 16 : 256;
   const int64_t K = step.K;
   const int precision = step.precision;
@@ -121,6 +120,8 @@ NNK_VEC bool decode_turns(const DecodeStep& step, const float* coarse, int64_t w
   bool good = true;
 #pragma GCC unroll 8
   for (int g = 0; g < turns; ++g) {
+    step.ahead.fetch(0);
+    step.ahead.fetch(1);
     const float* top = coarse + (first + g) * kColumns;
     Reg sums[kColumnVectors];
 #pragma GCC unroll 4
@@ -153,6 +154,7 @@ NNK_VEC bool decode_turns(const DecodeStep& step, const float* coarse, int64_t w
   }
 #pragma GCC unroll 8
   for (int g = 0; g < turns; ++g) {
+    step.ahead.fetch(2);
     step.symbols[first + g] = static_cast<uint16_t>(searches[g].value);
     good &= pop(step.lanes[first + g], searches[g], precision);
   }
@@ -160,7 +162,7 @@ NNK_VEC bool decode_turns(const DecodeStep& step, const float* coarse, int64_t w
 }
 
 template <int vectors, int search>
-NNK_VEC int64_t search_rows(const DecodeStep& step, const float* coarse, int64_t width) {
+NNK_VEC int64_t search_rows(DecodeStep& step, const float* coarse, int64_t width) {
   int64_t r = 0;
   for (; r + kTurns <= step.rows; r += kTurns) {
     if (!decode_turns<kTurns, search>(step, coarse, width, r)) return r;
@@ -172,7 +174,7 @@ NNK_VEC int64_t search_rows(const DecodeStep& step, const float* coarse, int64_t
 }
 
 template <int vectors>
-int64_t decode_rows(const DecodeStep& step, int64_t row, CodecScratch& scratch) {
+int64_t decode_rows(DecodeStep& step, int64_t row, CodecScratch& scratch) {
   const int64_t width = row_width<vectors>(row);
   float* coarse = scratch.rows.get(step.rows * kColumns);
   codec_columns<kColumnVectors>(step.alpha, width, step.top, kColumns, step.h, step.rows, coarse,
@@ -186,7 +188,7 @@ int64_t decode_rows(const DecodeStep& step, int64_t row, CodecScratch& scratch) 
 
 // Rows [first, first + turns); false where a sum is not a model's.
 template <int turns>
-NNK_VEC bool measure_turns(const MeasureStep& step, int64_t width, int64_t first) {
+NNK_VEC bool measure_turns(MeasureStep& step, int64_t width, int64_t first) {
   const int64_t K = step.K;
   const float total = shared_total(step.precision, K);
   const float* alpha = step.alpha + first * width;
@@ -194,6 +196,8 @@ NNK_VEC bool measure_turns(const MeasureStep& step, int64_t width, int64_t first
   const float* from[turns];
 #pragma GCC unroll 4
   for (int g = 0; g < turns; ++g) {
+    step.ahead.fetch(0);
+    step.ahead.fetch(1);
     from[g] = step.C + step.symbols[first + g];
     low[g] = high[g] = sum[g] = 0;
   }
@@ -211,6 +215,7 @@ NNK_VEC bool measure_turns(const MeasureStep& step, int64_t width, int64_t first
   bool good = true;
 #pragma GCC unroll 4
   for (int g = 0; g < turns; ++g) {
+    step.ahead.fetch(2);
     good &= is_valid_sum(sum[g]);
     const float ratio = total / sum[g];
     const uint32_t v = step.symbols[first + g];
@@ -226,7 +231,7 @@ NNK_VEC bool measure_turns(const MeasureStep& step, int64_t width, int64_t first
 }
 
 template <int vectors>
-int64_t measure_rows(const MeasureStep& step, int64_t row) {
+int64_t measure_rows(MeasureStep& step, int64_t row) {
   constexpr int turns = 4;
   const int64_t width = row_width<vectors>(row);
   int64_t r = 0;

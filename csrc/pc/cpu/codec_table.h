@@ -51,13 +51,13 @@ void absorb(const float* below, const float* A, int64_t h, int64_t rows, float* 
   });
 }
 
-int64_t decode(const DecodeStep& step, CodecScratch& scratch) {
+int64_t decode(DecodeStep& step, CodecScratch& scratch) {
   return with_vectors(step.h, [&]<int vectors>(int64_t width) {
     return decode_rows<vectors>(step, width, scratch);
   });
 }
 
-int64_t measure(const MeasureStep& step) {
+int64_t measure(MeasureStep& step) {
   return with_vectors(
       step.h, [&]<int vectors>(int64_t width) { return measure_rows<vectors>(step, width); });
 }
