@@ -10,32 +10,40 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// Numbers of a type behind a pointer, with a canary after the last.
+// Numbers of a type at the start of a cache line, with a canary after the last.
 struct Array {
   Type type = Type::float32;
-  std::vector<float> floats;
-  std::vector<double> doubles;
   size_t size = 0;
+  std::vector<char> bytes;
 
   static constexpr double kCanary = 12345;
 
-  Array(Type of, const Numbers& numbers) : type(of), size(numbers.size()) {
-    if (type == Type::float32) {
-      floats.assign(numbers.begin(), numbers.end());
-      floats.push_back(kCanary);
-    } else {
-      doubles = numbers;
-      doubles.push_back(kCanary);
-    }
+  Array(Type of, const Numbers& numbers) : type(of), size(numbers.size()), bytes(8 * size + 80) {
+    for (size_t i = 0; i < size; ++i) set(i, numbers[i]);
+    set(size, kCanary);
   }
-  void* data() {
-    return type == Type::float32 ? static_cast<void*>(floats.data()) : doubles.data();
+  void* data() const {
+    const auto start = reinterpret_cast<uintptr_t>(bytes.data());
+    return const_cast<char*>(bytes.data()) + (64 - start % 64) % 64;
   }
   Numbers read() const {
-    CHECK_EQ(type == Type::float32 ? floats.back() : doubles.back(), kCanary);
-    Numbers numbers = type == Type::float32 ? Numbers(floats.begin(), floats.end()) : doubles;
-    numbers.pop_back();
+    CHECK_EQ(get(size), kCanary);
+    Numbers numbers(size);
+    for (size_t i = 0; i < size; ++i) numbers[i] = get(i);
     return numbers;
+  }
+
+ private:
+  void set(size_t i, double x) {
+    if (type == Type::float32) {
+      static_cast<float*>(data())[i] = static_cast<float>(x);
+    } else {
+      static_cast<double*>(data())[i] = x;
+    }
+  }
+  double get(size_t i) const {
+    return type == Type::float32 ? static_cast<double>(static_cast<const float*>(data())[i])
+                                 : static_cast<const double*>(data())[i];
   }
 };
 
@@ -244,6 +252,18 @@ TEST(shapes) {
         c.missing = ++seed % 2 == 0;
         compare(c, seed);
       }
+    }
+  }
+}
+
+// Results of several megabytes, which bypass the caches.
+TEST(large_tables) {
+  unsigned seed = 450;
+  for (const int64_t K : {248, 250, 256}) {
+    for (const Type type : kTypes) {
+      Case c{70, type == Type::float32 ? 70 : 36, K, 40, Shape::random, type};
+      c.configurations = 20;
+      compare(c, ++seed);
     }
   }
 }

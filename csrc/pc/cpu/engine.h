@@ -73,6 +73,7 @@ struct Downward {
   Real* ends = nullptr;  // are done at once
   bool times = false;    // by the parameters
   bool add = false;      // to the results, else written
+  bool stream = false;   // dB past the caches
   Real* dA = nullptr;    // [h, h]
   Real* dB = nullptr;    // [h, K]
 };

@@ -3,6 +3,9 @@
 namespace nnkernels::pc {
 namespace {
 
+// Derivatives of B larger than this are not read from a cache again.
+constexpr int64_t kStreamBytes = 4 << 20;
+
 template <class Real>
 class Flows {
  public:
@@ -128,6 +131,7 @@ class Flows {
     work.q = node == pass_.plan.tree.root ? pass_.space.root_t.data() : pass_.beta(node);
     work.times = args_.counts;
     work.add = add_;
+    work.stream = args_.model.D * h * K * static_cast<int64_t>(sizeof(Real)) > kStreamBytes;
     work.dA = static_cast<Real*>(args_.A) + node * h * h;
     work.dB = static_cast<Real*>(args_.B) + node * h * K;
     return work;

@@ -16,6 +16,7 @@ struct Leaf {
   using V = Vec<Real>;
   using Reg = typename V::Reg;
   static constexpr int lanes = V::lanes;
+  static constexpr int64_t kLineBytes = 64, kLineBlocks = kLineBytes / kVecBytes;
 
   const Node<Real>& node;
   const int64_t width, blocks;
@@ -47,18 +48,23 @@ struct Leaf {
     for (int64_t j = 0; j < node.distinct_count; ++j) normalise(j);
   }
 
-  // sums [distinct_count, width] to dB [h, K].
+  // sums [distinct_count, width] to dB [h, K], cache line by cache line.
   void finish(const Real* sums, const Downward<Real>& work) const {
-    for (int64_t b = 0; b < blocks; ++b) {
-      if (!whole(b)) {
-        finish_last(sums, work);
-      } else if (used[b]) {
-        finish_block(b * lanes, sums, work);
-      } else if (!work.add) {
-        Real* to = work.dB + b * lanes;
-        for (int64_t a = 0; a < node.h; ++a) V::store(to + a * node.K, V::zero());
+    const bool stream = work.stream && !work.add &&
+                        reinterpret_cast<uintptr_t>(work.dB) % kLineBytes == 0 &&
+                        node.K * static_cast<int64_t>(sizeof(Real)) % kLineBytes == 0;
+    const int64_t last = node.K / lanes;
+    for (int64_t b = 0; b < last; b += kLineBlocks) {
+      for (int64_t a = 0; a < node.h; a += lanes) {
+        if (stream) {
+          finish_line<true>(b, std::min(b + kLineBlocks, last), a, sums, work);
+        } else {
+          finish_line<false>(b, std::min(b + kLineBlocks, last), a, sums, work);
+        }
       }
     }
+    finish_last(sums, work);
+    if (stream) V::end_stream();
   }
 
  private:
@@ -113,14 +119,16 @@ struct Leaf {
     for (int64_t a = 0; a < width; a += lanes) V::store(row + a, V::load(row + a) * by);
   }
 
-  NNK_VEC void finish_block(int64_t first, const Real* sums, const Downward<Real>& work) const {
-    const int64_t h = node.h, K = node.K;
-    Real* dB = work.dB + first;
-    for (int64_t a = 0; a < width; a += lanes) {
-      Reg block[lanes];
+  // Blocks [first, end) of rows a to a + lanes.
+  template <bool stream>
+  NNK_VEC void finish_line(int64_t first, int64_t end, int64_t a, const Real* sums,
+                           const Downward<Real>& work) const {
+    Reg blocks_of[kLineBlocks][lanes];
+    for (int64_t b = first; b < end; ++b) {
+      Reg(&block)[lanes] = blocks_of[b - first];
 #pragma GCC unroll 16
       for (int i = 0; i < lanes; ++i) {
-        const int64_t slot = slots[first + i];
+        const int64_t slot = used[b] ? slots[b * lanes + i] : -1;
         if (slot < 0) {
           block[i] = V::zero();
           continue;
@@ -130,14 +138,24 @@ struct Leaf {
             work.times ? V::load(node.leaf + slot * width + a) : V::set(node.factor[slot]);
         block[i] = V::load(sums + slot * width + a) * by;
       }
-      Shuffle<Real>::transpose(block);
-      const int64_t rows = std::min<int64_t>(lanes, h - a);
-#pragma GCC unroll 16
-      for (int i = 0; i < lanes; ++i) {
-        if (i >= rows) break;
-        Real* to = dB + (a + i) * K;
-        V::store(to, work.add ? block[i] + V::load(to) : block[i]);
+      if (used[b]) Shuffle<Real>::transpose(block);
+    }
+    const int64_t rows = std::min<int64_t>(lanes, node.h - a);
+    for (int64_t i = 0; i < rows; ++i) {
+      Real* to = work.dB + (a + i) * node.K + first * lanes;
+      for (int64_t b = 0; b < end - first; ++b, to += lanes) {
+        const Reg x = blocks_of[b][i];
+        put<stream>(to, work.add ? x + V::load(to) : x);
       }
+    }
+  }
+
+  template <bool stream>
+  static NNK_VEC void put(Real* to, Reg x) {
+    if constexpr (stream) {
+      V::stream(to, x);
+    } else {
+      V::store(to, x);
     }
   }
 

@@ -68,6 +68,22 @@ struct Vec {
     return x;
   }
   static NNK_VEC void store(Real* p, Reg x) { memcpy(p, &x, sizeof x); }
+  // Past the caches where the machine can; p must be aligned to the vector.
+  static NNK_VEC void stream(Real* p, Reg x) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(x));
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(x));
+#else
+    store(p, x);
+#endif
+  }
+  // Before other threads may read what was streamed.
+  static NNK_VEC void end_stream() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+  }
   static NNK_VEC Words words(Reg x) { return reinterpret_cast<Words>(x); }
   static NNK_VEC Reg reals(Words x) { return reinterpret_cast<Reg>(x); }
   // a where `mask`, else 0.
