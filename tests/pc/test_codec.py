@@ -306,7 +306,7 @@ def test_default_lanes_take_half_a_percent_of_the_data():
         assert lanes in (64, N) or 16 * lanes > 0.005 * coded
         seen.append(lanes)
     assert seen[0] == 1
-    assert seen[-1] > 16
+    assert seen[-1] >= 16
     assert lanes_of(model.compress(x[:10], lanes=8)) == 8
 
 

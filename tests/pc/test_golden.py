@@ -16,7 +16,53 @@ from nnkernels import _host, pc
 from nnkernels.pc import PCModel, reference_codec
 
 # D, h, K, N, lanes, precision, block: SHA-256 of the model's file, of the data, of the container.
-GOLDEN = {}
+GOLDEN = {
+    (1, 1, 1, 3, 1, 12, 4096): (
+        "cb7241e9ba76e8ac52f544980954a611fff09179ee3515be435499f7d088832b",
+        "709e80c88487a2411e1ee4dfb9f22a861492d20c4765150c0c794abd70f8147c",
+        "71d4a9f9f469a9cca7dc17f201f27b7211a0107a3838fe7c17e4e4ec332ec844",
+    ),
+    (1, 3, 4, 20, 2, 12, 8): (
+        "1eeabf9f5c7470409da48b1b792ef397431da539997b0abb75963c64de9cb293",
+        "0e5d205c0591ae3342440fd2131b9856f5e8649a4fde3ca248a0eafc019a0530",
+        "f3aec316dfe1973eb893c74aa4396acb76885dd9c13c7717fec984737840fb3d",
+    ),
+    (5, 2, 3, 12, None, 20, 4096): (
+        "b1049e3d10ae1041723ce09c9037fce6ee9131597873faeb978caf5e7ad34ca6",
+        "3fa1bf6d5da0e167c0063c1fdeb30cd40aca9b646bde8f2864d3fc84d43fde23",
+        "e5f6d3c152a55d0e70ddedd7b61dbf006360a3c90d19ff35cab3a4d8f2c0ecea",
+    ),
+    (6, 5, 300, 10, 3, 16, 4): (
+        "bc0d10b97f1daa38eba240850df2b73adf21052d5f62b823d1a7fe1010d32552",
+        "f7e2edd9bb66db2260b44610651c0f65b7b389936a4a6ac3a53defd4af91582e",
+        "f36858f95f0996ad82d13410bab5f7dc7ec0825bc6becc00252d2d40666050a8",
+    ),
+    (3, 17, 5, 9, 4, 24, 4): (
+        "b0a2f96251b9dd47beb4db56d9c2fb47191669e8eb5d003099f688b264d4486c",
+        "12fff83da9e03587737ea9c29bc4a6b8df64b77845058cc676f8fa4f88b7e918",
+        "f75bc0ea0c22e6d60833d47c33c99ed680e77ea2117cb2c9388e69a0fa8224e7",
+    ),
+    (40, 16, 60, 150, 7, 20, 64): (
+        "44fe7b024835c073ae87fc82d4da41bf3e2b540a28a8ea8f0a26e6450f7c9e5f",
+        "2a0d8f49ec924ff0241d176eb6cd3e1be610a9e8280efc9ea17f896ad002cb1a",
+        "57c60f3faa8d0b91c6a154dcb10fff51ceee12f6f6301f2eec36818b0e1728a3",
+    ),
+    (100, 32, 256, 200, None, 20, 4096): (
+        "0b16b8376ba26d33321bfc5c09c7badcb88de51194e0bbaa3ad8e541c47ec9c2",
+        "b1403484d9a6cc8c9bf854ac6ce22d9ef604fcfcfeb732107ba8c97b41f24a7c",
+        "90936d97f3e2ad15b52c4724b7a57a52308ef8e52dd597bf737a341038ca3e3e",
+    ),
+    (33, 64, 16, 90, 64, 16, 4096): (
+        "e4f5a034bd9140b8e36d5b6821e63da6359edd116c89dfe8095942164fb983c9",
+        "a0f6a0df5f3579d8faf7271d4db6caf650027bdcb49767ff245f73843ebdb015",
+        "e62a2404021014be3a827aa6595c2373080395ae190da041d657d4462b518b33",
+    ),
+    (12, 8, 4096, 50, 5, 14, 20): (
+        "aa9bbee13dbe08536d2dc6ad4457df9a1e30bbf65a1a7c4fa290e7fc084e1bc3",
+        "165ead2b06fcb6901ff6b653087012ce838b8a0c64eff63a4440172d8547b988",
+        "fdd4b8377c09d90a4152017b85d7dc20f7d57a0d099a25e13d2dedbf252ca7e2",
+    ),
+}
 
 # The words of D=3, h=2, K=5, seed 7: three samples in two lanes.
 WORDS = [[2577727511, 128195, 991133205], [948874335, 86385]]
