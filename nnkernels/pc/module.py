@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nnkernels import _checks
-from nnkernels.pc import checks, em, ops, sampling, structure
+from nnkernels.pc import checks, em, initial, ops, sampling, structure
 from nnkernels.pc.em import Report
-from nnkernels.pc.errors import ArgumentError
+from nnkernels.pc.errors import ArgumentError, ShapeError
 
 # Parameters of a frozen circuit are at least this before they are normalised.
 _SMALLEST = 2.0**-30
@@ -62,20 +62,25 @@ class HCLT(nn.Module):
         K: int | None = None,
         *,
         parent: Tensor | None = None,
+        init: str = "random",
         dtype: torch.dtype = torch.float32,
     ) -> "HCLT":
-        """A circuit for data x: the tree learned from it, parameters at random.
+        """A circuit for data x: the tree learned from it, parameters where training may start.
 
         Args:
             x: symbols, uint8 or int16 [N, D]. h: hidden states. seed: of the random numbers. bins:
                 values are put into as many buckets to learn the tree. K: number of values, default
-                the largest of x plus 1. parent: a tree to use instead of a learned one.
+                the largest of x plus 1. parent: a tree to use instead of a learned one. init:
+                "random", near the marginals of x, or "clusters", a guess of the hidden states from
+                x (see nnkernels.pc.initial), which takes longer and trains better. dtype: float32
+                or float64.
 
         The same bits for the same arguments. Raises as `structure.learn`, and SymbolRangeError.
         """
         op = "HCLT.from_data"
         if not isinstance(x, Tensor):
             raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+        _checks.choice(op, "init", init, ("random", "clusters"))
         _checks.integer(op, "h", h)
         if not 1 <= h <= checks.MAX_H:
             raise ArgumentError(f"{op}: h is {h}, expected 1 to {checks.MAX_H}")
@@ -89,16 +94,12 @@ class HCLT(nn.Module):
             K = int(x.max()) + 1 if x.numel() > 0 else 1
         if parent is None:
             parent = structure.learn(x, K, bins=bins, seed=seed).parent
-        generator = torch.Generator().manual_seed(seed)
-        pi = torch.full((h,), 1 / h, dtype=dtype)
-        A = 0.2 + 0.8 * torch.rand(D, h, h, generator=generator, dtype=dtype)
-        A /= A.sum(-1, keepdim=True)
-        flat = (x.long() + K * torch.arange(D)).flatten()
-        marginal = torch.bincount(flat, minlength=D * K).view(D, 1, K).to(dtype)
-        marginal = (marginal + 1 / K) / (len(x) + 1)
-        B = marginal * (0.1 + 0.9 * torch.rand(D, h, K, generator=generator, dtype=dtype))
-        B /= B.sum(-1, keepdim=True)
-        return cls(parent, pi, A, B)
+        if init == "random":
+            return cls(parent, *initial.random(x, h, K, seed, dtype))
+        parent = structure.make_tree(parent).parent
+        if len(parent) != D:
+            raise ShapeError(f"{op}: parent is [{len(parent)}], expected [D={D}]")
+        return cls(parent, *initial.clusters(x, h, K, seed, dtype, parent))
 
     @property
     def D(self) -> int:

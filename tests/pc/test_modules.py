@@ -195,10 +195,35 @@ def test_options_of_from_data(dtype):
     assert torch.equal(some.parent, pc.structure.learn(x, 7, bins=2).parent)
 
 
+def test_clusters():
+    """Three clusters of samples are told apart before any training."""
+    draw = generator(1)
+    centres = torch.randint(8, (3, 10), generator=draw)
+    kind = torch.randint(3, (500,), generator=draw)
+    x = (centres[kind] + torch.randint(2, (500, 10), generator=draw)).to(torch.uint8)
+    ll = {}
+    for init in ("random", "clusters"):
+        model = pc.HCLT.from_data(x, 6, seed=2, init=init)
+        for name in NAMES:
+            value = getattr(model, name).detach()
+            assert (value > 0).all()
+            assert ((value.double().sum(-1) - 1).abs() <= 1e-6).all()
+        ll[init] = model.log_prob(x).mean().item()
+        again = pc.HCLT.from_data(x, 6, seed=2, init=init)
+        assert house.same_bits(again.B, model.B)
+        assert torch.equal(again.parent, model.parent)
+    assert ll["clusters"] > ll["random"] + 1
+    with pytest.raises(ValueError, match=r"^HCLT.from_data: init must be one of 'random', 'clust"):
+        pc.HCLT.from_data(x, 6, init="zeros")
+    with pytest.raises(ShapeError, match=r"^HCLT.from_data: parent is \[3\], expected \[D=10\]"):
+        pc.HCLT.from_data(x, 6, init="clusters", parent=pc.chain(3).parent)
+
+
+@pytest.mark.parametrize("init", ["random", "clusters"])
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (5, 1), (1, 4)], ids=str)
-def test_small_data(shape):
+def test_small_data(shape, init):
     x = torch.zeros(shape, dtype=torch.uint8)
-    model = pc.HCLT.from_data(x, 2)
+    model = pc.HCLT.from_data(x, 2, init=init)
     assert model.K == 1
     if shape[0] > 0:
         model.fit(x, epochs=2)
