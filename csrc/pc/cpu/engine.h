@@ -81,7 +81,7 @@ struct Downward {
 // Scratch of one thread.
 template <class Real>
 struct Scratch {
-  Buffer<Real> weights, u, t, ends, prefix, dA, dB, q, rows;
+  Buffer<Real> leaf, factor, weights, u, t, ends, prefix, dA, dB, q, rows;
   Buffer<int32_t> slots;
   std::vector<Child<Real>> children;
   Classifier classifier;

@@ -10,7 +10,7 @@ template <class Real>
 class Flows {
  public:
   Flows(const FlowsArgs& args, const Parallel& parallel, Workspace<Real>& space)
-      : args_(args), pass_(args.model, args.evidence, parallel, space) {}
+      : args_(args), pass_(args.model, args.evidence, parallel, true, space) {}
 
   void run() {
     const int64_t N = args_.evidence.N;
@@ -127,7 +127,7 @@ class Flows {
   Downward<Real> node_work(int64_t node, int64_t begin, int64_t end, Scratch<Real>& scratch) {
     const int64_t h = args_.model.h, K = args_.model.K;
     Downward<Real> work;
-    work.node = pass_.node_rows(node, begin, end, scratch.children);
+    work.node = pass_.node_rows(node, begin, end, scratch);
     work.q = node == pass_.plan.tree.root ? pass_.space.root_t.data() : pass_.beta(node);
     work.times = args_.counts;
     work.add = add_;

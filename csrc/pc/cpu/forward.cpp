@@ -8,7 +8,7 @@ void run(const ForwardArgs& args, const Parallel& parallel) {
   const Model& model = args.model;
   const int64_t N = args.evidence.N, h = model.h;
   Lease<Real> lease;
-  Pass<Real> pass(model, args.evidence, parallel, *lease);
+  Pass<Real> pass(model, args.evidence, parallel, false, *lease);
   pass.space.rows.prepare(model.D, pass.tile);
   const Rows& rows = pass.space.rows;
   for (int64_t first = 0; first < N; first += pass.tile) {

@@ -66,11 +66,13 @@ constexpr int64_t kTileNumbers = 32768;
 template <class Real>
 class Pass {
  public:
-  Pass(const Model& model, const Evidence& evidence, const Parallel& parallel,
+  // `keep`: what the nodes read of B is wanted after the upward pass.
+  Pass(const Model& model, const Evidence& evidence, const Parallel& parallel, bool keep,
        Workspace<Real>& workspace)
       : model_(model),
         evidence_(evidence),
         parallel_(parallel),
+        keep_(keep),
         space(workspace),
         plan(make_plan(model, std::max(parallel.threads, 1))),
         kernel(kernels<Real>(model.h)),
@@ -179,8 +181,9 @@ class Pass {
   int32_t* exponent(int64_t node) { return space.exponent.data() + offset(node); }
   Real* scale(int64_t node) { return space.scale.data() + node * samples; }
 
-  Node<Real> node_rows(int64_t node, int64_t begin, int64_t end,
-                       std::vector<Child<Real>>& children) {
+  // Rows [begin, end) of a node; its children are in the scratch.
+  Node<Real> node_rows(int64_t node, int64_t begin, int64_t end, Scratch<Real>& scratch) {
+    std::vector<Child<Real>>& children = scratch.children;
     const Tree& tree = plan.tree;
     children.clear();
     for (int64_t i = tree.child_count(node) - 1; i >= 0; --i) {
@@ -191,15 +194,22 @@ class Pass {
                           .scale = scale(child)});
     }
     const int64_t h = model_.h, K = model_.K;
-    const int64_t leaf_offset = leaf_offsets_[Tree::at(tree.position[Tree::at(node)])];
+    const int64_t distinct_count = space.rows.distinct_count(node),
+                  leaf_offset = leaf_offsets_[Tree::at(tree.position[Tree::at(node)])];
+    Real *leaf = space.leaf.data() + leaf_offset * width,
+         *factor = space.factor.data() + leaf_offset;
+    if (!keep_ && !plan.dense[Tree::at(node)]) {
+      leaf = scratch.leaf.get(distinct_count * width);
+      factor = scratch.factor.get(distinct_count);
+    }
     return {.h = h,
             .K = K,
             .A = node == tree.root ? nullptr : static_cast<const Real*>(model_.A) + node * h * h,
             .B = static_cast<const Real*>(model_.B) + node * h * K,
             .distinct = space.rows.distinct(node),
-            .distinct_count = space.rows.distinct_count(node),
-            .leaf = space.leaf.data() + leaf_offset * width,
-            .factor = space.factor.data() + leaf_offset,
+            .distinct_count = distinct_count,
+            .leaf = leaf,
+            .factor = factor,
             .values = space.rows.values(node),
             .rows = space.rows.count(node),
             .begin = begin,
@@ -214,14 +224,14 @@ class Pass {
   }
 
   void read_leaf(int64_t node, Scratch<Real>& scratch) {
-    kernel.read_leaf(node_rows(node, 0, 0, scratch.children), scratch);
+    kernel.read_leaf(node_rows(node, 0, 0, scratch), scratch);
   }
 
   template <class Seen>
   void up_node(int64_t node, int64_t begin, int64_t end, bool want, Scratch<Real>& scratch,
                Seen& seen) {
     Upward<Real> work;
-    work.node = node_rows(node, begin, end, scratch.children);
+    work.node = node_rows(node, begin, end, scratch);
     work.exponent = exponent(node);
     work.beta = beta(node);
     if (want) work.u = scratch.rows.get((samples + kChunk) * width);
@@ -235,6 +245,7 @@ class Pass {
   const Model& model_;
   const Evidence& evidence_;
   const Parallel& parallel_;
+  const bool keep_;
   // [D + 1] of a position: rows, and occurring values, of the nodes before it.
   Ints offsets_, leaf_offsets_;
 
