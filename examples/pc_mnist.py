@@ -50,9 +50,8 @@ def arguments():
     )
     parser.add_argument("--states", type=int, default=32, help="hidden states (%(default)s)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, default=20, help="passes (%(default)s)")
+    length.add_argument("--epochs", type=int, default=15, help="passes (%(default)s)")
     length.add_argument("--minutes", type=float, help="as many passes as fit")
-    parser.add_argument("--pseudo-count", type=float, default=0.1, help="(%(default)s)")
     parser.add_argument("--lanes", type=int, help="coder states of a block (from the data)")
     parser.add_argument("--threads", type=int, help="threads (all)")
     parser.add_argument("--quick", action="store_true", help="some images, few passes: a minute")
@@ -63,7 +62,7 @@ def arguments():
 
 def train(options, learn, valid, levels, report):
     start = time.perf_counter()
-    circuit = pc.HCLT.from_data(learn, options.states, K=levels + 1)
+    circuit = pc.HCLT.from_data(learn, options.states, K=levels + 1, init="clusters")
     tree = Tree(circuit.parent, circuit.order)
     report.line(
         f"  tree of depth {int(depths(tree).max())} in {time.perf_counter() - start:.0f} s; "
@@ -85,7 +84,7 @@ def train(options, learn, valid, levels, report):
         learn,
         valid,
         epochs=epochs,
-        pseudo_count=options.pseudo_count,
+        steps=(0.2, 0.005),
         callback=progress,
     )
     return circuit, time.perf_counter() - start

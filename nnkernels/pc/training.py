@@ -30,6 +30,17 @@ def add_train(commands, run) -> argparse.ArgumentParser:
     parser.add_argument(
         "--minutes", type=float, help="as many epochs as fit, by the time of the first steps"
     )
+    parser.add_argument(
+        "--init", choices=("clusters", "random"), default="clusters", help="first parameters"
+    )
+    parser.add_argument(
+        "--steps",
+        type=float,
+        nargs=2,
+        default=(0.2, 0.005),
+        metavar="SIZE",
+        help="step sizes of the first and the last batch (0.2 0.005)",
+    )
     parser.add_argument("--batch", type=int, default=512, help="samples of a step (512)")
     parser.add_argument("--pseudo-count", type=float, default=0.1, help="of a distribution (0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of tree, parameters and order (0)")
@@ -78,7 +89,7 @@ def _fit(options: argparse.Namespace, rank: int, size: int) -> int:
     values = options.values
     if values is None and x.numel():
         values = 1 + max(int(part.max()) for part in (x, valid) if isinstance(part, Tensor))
-    model = HCLT.from_data(x, options.states, seed=options.seed, K=values)
+    model = HCLT.from_data(x, options.states, seed=options.seed, K=values, init=options.init)
     epochs = options.epochs
     if options.minutes is not None:
         epochs = epochs_in(60 * options.minutes * size, model, x, options.batch)
@@ -100,6 +111,7 @@ def _fit(options: argparse.Namespace, rank: int, size: int) -> int:
         "batch": options.batch,
         "pseudo_count": options.pseudo_count,
         "callback": callback,
+        "steps": tuple(options.steps),
         "seed": options.seed,
         "patience": options.patience,
         "checkpoint": options.checkpoint,

@@ -136,12 +136,13 @@ def test_training_is_resumed_where_it_was(folder, capsys):
     from nnkernels.pc import HCLT, training
 
     x = training.flat_samples("x.npy")
-    model = HCLT.from_data(x, 2, K=9)
+    model = HCLT.from_data(x, 2, K=9, init="clusters")
     model.fit(
         x,
         0.25,
         epochs=3,
         batch=10,
+        steps=(0.2, 0.005),
         checkpoint="state.npz",
         callback=lambda r: r.epoch == 2 and r.valid_bpd is not None,
     )
