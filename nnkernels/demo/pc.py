@@ -64,8 +64,8 @@ def _digits(report, train_x, _train_y, test_x, _test_y, description):
     # MNIST in a demo's time: some of its images, few states.
     learn, new = symbols(train_x[:6000], levels), symbols(test_x[:1000], levels)
     start = time.perf_counter()
-    circuit = pc.HCLT.from_data(learn, h=16, K=levels + 1)
-    epochs = 15 if levels == 16 else 2
+    circuit = pc.HCLT.from_data(learn, h=16, K=levels + 1, init="clusters")
+    epochs = 10 if levels == 16 else 2
     circuit.fit(learn, epochs=epochs, batch=64, pseudo_count=1.0)
     model = circuit.freeze()
     spent = time.perf_counter() - start
