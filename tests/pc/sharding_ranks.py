@@ -88,6 +88,32 @@ def check_codec(mesh):
     assert torch.equal(pc.decode(words, counts, N, whole).full_tensor(), x)
 
 
+def check_rans(mesh):
+    """Words belong to lanes: a step of decoding is sharded by them, the rest is gathered."""
+    lanes = 4
+    cdf = torch.tensor([0, 300_000, 400_000, 2**20], dtype=torch.int32)
+    x = torch.randint(3, (N, D), generator=torch.Generator().manual_seed(2))
+    low, width = cdf[x], cdf[x + 1] - cdf[x]
+    words, counts = pc.rans_encode(low, width, lanes)
+    shards = [distribute_tensor(value, mesh, [Shard(0)]) for value in (low, width)]
+    for got, want in zip(pc.rans_encode(*shards, lanes), (words, counts), strict=True):
+        assert torch.equal(got.full_tensor(), want)
+    by_lanes = [distribute_tensor(value, mesh, [Shard(0)]) for value in (words, counts)]
+    whole = distribute_tensor(cdf.expand(D, 4).contiguous(), mesh, [Replicate()])
+    assert torch.equal(pc.rans_decode(*by_lanes, whole, N).full_tensor(), x.int())
+    state, position = (
+        distribute_tensor(torch.zeros(lanes, dtype=torch.int64), mesh, [Shard(0)]) for _ in range(2)
+    )
+    rows = distribute_tensor(cdf.expand(lanes, 4).contiguous(), mesh, [Shard(0)])
+    for sample in range(N // lanes):
+        for variable in range(D):
+            symbol = pc.rans_decode_step(state, position, *by_lanes, rows)
+            assert symbol.placements == (Shard(0),)
+            want = x[sample * lanes : (sample + 1) * lanes, variable].int()
+            assert torch.equal(symbol.full_tensor(), want)
+    assert (state.full_tensor() == 2**32).all()
+
+
 def main(meeting):
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
@@ -96,6 +122,7 @@ def main(meeting):
     check_forward(mesh, ("x", "mask"))
     check_flows(mesh)
     check_codec(mesh)
+    check_rans(mesh)
     dist.destroy_process_group()
 
 
