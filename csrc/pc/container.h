@@ -9,7 +9,8 @@
 //   trailer  u64 offset of every block, magic CPNN, u32 CRC of all before
 //
 // Block i holds samples i * block .. of N, in its first min(lanes, samples) lanes. The CRC of a
-// block covers all its other bytes, that of the samples covers them as [samples, D].
+// block covers the header's CRC, u32 i and all its other bytes, so a block of another file or
+// another place is refused; that of the samples covers them as [samples, D].
 #pragma once
 
 #include <array>

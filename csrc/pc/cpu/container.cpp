@@ -81,6 +81,17 @@ uint32_t data_crc(const ContainerHeader& header, int64_t index, const void* data
   return crc;
 }
 
+// `bytes` up to its two CRCs, then that of the samples.
+uint32_t block_crc(const ContainerHeader& header, int64_t index, const uint8_t* bytes, int64_t size,
+                   uint32_t of_data) {
+  const Bytes packed = pack_header(header);
+  Bytes before(packed.end() - 4, packed.end()), after;
+  append(before, static_cast<uint32_t>(index));
+  append(after, of_data);
+  const uint32_t crc = crc32c(bytes, size, crc32c(before.data(), 8));
+  return crc32c(after.data(), 4, crc);
+}
+
 // What is wrong with these values, or nothing.
 std::string wrong_values(const ContainerHeader& h) {
   if (h.precision < kMinPrecision || h.precision > kMaxPrecision) {
@@ -242,11 +253,10 @@ Bytes pack_block(const ContainerHeader& header, int64_t index, const int32_t* wo
         text("block ", index, " takes ", size, " bytes, more than 2^32-1; make blocks smaller"));
   }
   for (size_t i = 0; i < 4; ++i) bytes[i] = static_cast<uint8_t>(size >> (8 * i));
-  Bytes crc;
-  append(crc, data_crc(header, index, data));
-  const uint32_t all = crc32c(bytes.data(), static_cast<int64_t>(bytes.size()));
-  append(bytes, crc32c(crc.data(), 4, all));
-  for (const uint8_t byte : crc) bytes.push_back(byte);
+  const uint32_t of_data = data_crc(header, index, data);
+  append(bytes,
+         block_crc(header, index, bytes.data(), static_cast<int64_t>(bytes.size()), of_data));
+  append(bytes, of_data);
   return bytes;
 }
 
@@ -404,7 +414,7 @@ Block read_block(const ContainerHeader& header, ByteView file, int64_t index, in
   }
   const int64_t crcs = block.end - 8;
   block.data_crc = read_number<uint32_t>(file.data + crcs + 4);
-  const uint32_t crc = crc32c(file.data + crcs + 4, 4, crc32c(file.data + offset, crcs - offset));
+  const uint32_t crc = block_crc(header, index, file.data + offset, crcs - offset, block.data_crc);
   if (read_number<uint32_t>(file.data + crcs) != crc) {
     wrong(Fault::checksum, "the CRC of the block does not fit", offset);
   }
