@@ -135,7 +135,8 @@ Tensor pc_decode(const Tensor& words, const Tensor& counts, int64_t N,
   return x;
 }
 
-std::tuple<Tensor, Tensor> rans_encode(const Tensor& low, const Tensor& width, int64_t lanes,
+// rans_encode, rans_decode and rans_decode_step; rans.h has functions of these names.
+std::tuple<Tensor, Tensor> encode_ints(const Tensor& low, const Tensor& width, int64_t lanes,
                                        int64_t precision) {
   Operands operands(kRansEncode, low);
   NNK_CHECK(low.dim() == 2, kRansEncode, ": low is ", shape(low), ", expected [N, D]");
@@ -150,7 +151,7 @@ std::tuple<Tensor, Tensor> rans_encode(const Tensor& low, const Tensor& width, i
   return {out.words, out.counts};
 }
 
-Tensor rans_decode(const Tensor& words, const Tensor& counts, const Tensor& cdf, int64_t N,
+Tensor decode_ints(const Tensor& words, const Tensor& counts, const Tensor& cdf, int64_t N,
                    int64_t precision) {
   Operands operands(kRansDecode, words);
   const StreamInputs in(kRansDecode, operands, words, counts);
@@ -187,7 +188,7 @@ int64_t* mutable_numbers(const char* name, const Tensor& tensor, const Tensor& w
   return static_cast<int64_t*>(tensor.mutable_data_ptr());
 }
 
-Tensor rans_decode_step(const Tensor& state, const Tensor& position, const Tensor& words,
+Tensor decode_step_ints(const Tensor& state, const Tensor& position, const Tensor& words,
                         const Tensor& counts, const Tensor& cdf, int64_t precision) {
   constexpr const char* op = kRansDecodeStep;
   Operands operands(op, words);
@@ -240,7 +241,7 @@ STABLE_TORCH_LIBRARY_IMPL(nnkernels, CPU, m) {
   m.impl("pc_intervals", boxed<ops::kIntervals, &ops::pc_intervals>);
   m.impl("pc_encode", boxed<ops::kEncode, &ops::pc_encode>);
   m.impl("pc_decode", boxed<ops::kDecode, &ops::pc_decode>);
-  m.impl("rans_encode", boxed<ops::kRansEncode, &ops::rans_encode>);
-  m.impl("rans_decode", boxed<ops::kRansDecode, &ops::rans_decode>);
-  m.impl("rans_decode_step", boxed<ops::kRansDecodeStep, &ops::rans_decode_step>);
+  m.impl("rans_encode", boxed<ops::kRansEncode, &ops::encode_ints>);
+  m.impl("rans_decode", boxed<ops::kRansDecode, &ops::decode_ints>);
+  m.impl("rans_decode_step", boxed<ops::kRansDecodeStep, &ops::decode_step_ints>);
 }

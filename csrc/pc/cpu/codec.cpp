@@ -33,6 +33,12 @@ namespace {
 // in the second cache.
 int64_t tile_rows(int64_t h) { return std::clamp<int64_t>(16384 / h, 64, 512); }
 
+// Samples that are worth a thread of their own.
+int64_t samples_per_thread(const FrozenModel& model) {
+  constexpr int64_t worth = 4 << 20;  // multiply-adds
+  return 1 + worth / (2 * model.D() * model.h * (model.h + 16));
+}
+
 // ---- the order of work ----
 
 // beta of `node`, whose subtree is coded, goes into its parent's rows. Slots; -1: not wanted.
@@ -278,7 +284,7 @@ void measure_samples(const Work& work, const Samples& samples, int64_t begin, in
                      int32_t* low, int32_t* width, const Parallel& parallel) {
   const FrozenModel& model = work.model;
   const int64_t D = model.D();
-  parallel_for(parallel, end - begin, 16, [&](int64_t from, int64_t to) {
+  parallel_for(parallel, end - begin, samples_per_thread(model), [&](int64_t from, int64_t to) {
     const StandardFloats floats;
     const int64_t most = std::min(tile_rows(model.h), to - from);
     Tile tile(work, most);
@@ -339,7 +345,7 @@ void conditional_cdf(const FrozenModel& model, const Samples& samples, int64_t v
   const auto position = static_cast<size_t>(model.tree.position[Tree::at(variable)]);
   const float total = shared_total(precision, K);
   const float* C = work.C(variable);
-  parallel_for(parallel, samples.N, 16, [&](int64_t from, int64_t to) {
+  parallel_for(parallel, samples.N, samples_per_thread(model), [&](int64_t from, int64_t to) {
     const StandardFloats floats;
     const int64_t most = std::min(tile_rows(h), to - from);
     Tile tile(work, most);
@@ -396,7 +402,9 @@ void decode(const FrozenModel& model, const DecodeArgs& args, const Parallel& pa
   const Work work(model, schedule, args.precision);
   const int64_t D = model.D();
   SearchTables tables(model, parallel);
-  parallel_for(parallel, args.lanes, 8, [&](int64_t from, int64_t to) {
+  const int64_t passes = std::max<int64_t>(1, args.N / args.lanes);
+  const int64_t grain = std::max<int64_t>(8, samples_per_thread(model) / passes);
+  parallel_for(parallel, args.lanes, grain, [&](int64_t from, int64_t to) {
     const StandardFloats floats;
     const int64_t most = std::min(tile_rows(model.h), to - from);
     Tile tile(work, most);

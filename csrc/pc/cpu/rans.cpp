@@ -10,6 +10,12 @@ namespace {
 // Lanes that take turns, so that the division or the search of one hides behind the others'.
 constexpr int kGroup = 8;
 
+// Lanes of so many symbols each that are worth a thread of their own.
+int64_t lanes_per_thread(int64_t symbols) {
+  constexpr int64_t worth = 1 << 15;
+  return std::max<int64_t>(kGroup, worth / std::max<int64_t>(symbols, 1));
+}
+
 std::string at(int64_t sample, int64_t symbol) {
   return "sample " + std::to_string(sample) + ", symbol " + std::to_string(symbol);
 }
@@ -183,7 +189,8 @@ void RansEncoder::push_lanes(const int32_t* low, const int32_t* width, int64_t b
 void RansEncoder::push(const int32_t* low, const int32_t* width, int64_t begin, int64_t end,
                        const Parallel& parallel) {
   if (begin >= end) return;
-  parallel_for(parallel, lanes_, kGroup, [&](int64_t from, int64_t to) {
+  const int64_t grain = lanes_per_thread((end - begin + lanes_ - 1) / lanes_ * D_);
+  parallel_for(parallel, lanes_, grain, [&](int64_t from, int64_t to) {
     int64_t lane = from;
     for (; lane + kGroup <= to; lane += kGroup) push_lanes<kGroup>(low, width, begin, end, lane);
     for (; lane < to; ++lane) push_lanes<1>(low, width, begin, end, lane);
@@ -208,7 +215,8 @@ void RansEncoder::finish(int32_t* counts, const Parallel& parallel) {
 
 void rans_decode(const RansDecodeArgs& args, const Parallel& parallel) {
   check_counts(args.counts, args.lanes, args.row);
-  parallel_for(parallel, args.lanes, kGroup, [&](int64_t from, int64_t to) {
+  const int64_t grain = lanes_per_thread((args.N + args.lanes - 1) / args.lanes * args.D);
+  parallel_for(parallel, args.lanes, grain, [&](int64_t from, int64_t to) {
     int64_t lane = from;
     for (; lane + kGroup <= to; lane += kGroup) decode_lanes<kGroup>(args, lane);
     for (; lane < to; ++lane) decode_lanes<1>(args, lane);
