@@ -2,7 +2,8 @@
 
 decode, encode   samples of 784 pixels by 256 lanes: MB/s, share of the counted floor
 estep, forward   the E-step and the likelihood, beside batched torch products per depth
-rans             the coder alone on given CDFs, beside constriction (and torchac: torchac)
+rans, fixed      the coder alone, a CDF for each symbol or one for all, beside constriction
+torchac          the same beside torchac
 threads          two over one          lanes   decoding by the number of lanes
 files            whole containers, beside xz, bzip2, zlib and zstd
 states           all of the first four by h, and growing h
@@ -32,7 +33,7 @@ from pc_cases import (
     symbols_and_cdfs,
     work,
 )
-from pc_peers import Coders, TorchTree, has, torchac_calls
+from pc_peers import Coders, FixedCoder, TorchTree, has, torchac_calls
 
 from nnkernels import pc
 from nnkernels.demo.pc import byte_codecs
@@ -141,7 +142,7 @@ def estep(run: Run) -> None:
     compare_flows(run, "estep/uniform", 32, 128, uniform=True)
 
 
-@bench.measure("forward", capped=("avx2",))
+@bench.measure("forward")
 def forward(run: Run) -> None:
     compare_forward(run, "forward/images", 32)
     compare_forward(run, "forward/uniform", 32, 128, uniform=True)
@@ -216,6 +217,41 @@ def rans(run: Run) -> None:
             requirement=">= 5x" if what == "decode" and theirs[what] else None,
             headline=what == "decode",
             note=note,
+        )
+
+
+@bench.measure("fixed")
+def fixed(run: Run) -> None:
+    """200,000 symbols of one distribution, known beforehand."""
+    count, lanes = 200_000, 64
+    _, cdf, probabilities = symbols_and_cdfs(1)
+    generator = torch.Generator().manual_seed(1)
+    symbols = torch.multinomial(probabilities.double(), count, True, generator=generator).T
+    low, high = (cdf[0][symbols + step].contiguous() for step in (0, 1))
+    width = high - low
+    words, counts = pc.rans_encode(low, width, lanes)
+    theirs = {"decode": {}, "encode": {}}
+    if has("constriction"):
+        coder = FixedCoder(symbols[:, 0].int().numpy(), probabilities[0].numpy())
+        if not np.array_equal(coder.decode(), coder.symbols):
+            raise WrongResult("constriction does not give its symbols back")
+        theirs = {
+            "decode": {"constriction": coder.decode},
+            "encode": {"constriction": coder.encode},
+        }
+    ours = {
+        "decode": lambda: pc.rans_decode(words, counts, cdf, count),
+        "encode": lambda: pc.rans_encode(low, width, lanes),
+    }
+    for what, call in ours.items():
+        run.compare(
+            f"fixed/{what}",
+            f"rANS {what}, one distribution",
+            shape=f"{count} symbols of {K}, {lanes} lanes",
+            dtype="int32",
+            ours=call,
+            baselines=theirs[what],
+            check=check_equal(ours["decode"], symbols.int()),
         )
 
 

@@ -108,6 +108,26 @@ class Coders:
         return decoder.decode(self.family, self.probabilities)
 
 
+class FixedCoder:
+    """constriction's ANS for symbols [n] of one distribution float32 [K]."""
+
+    def __init__(self, symbols: np.ndarray, probabilities: np.ndarray):
+        import constriction
+
+        self._coder = constriction.stream.stack.AnsCoder
+        self.model = constriction.stream.model.Categorical(probabilities, perfect=False)
+        self.symbols = symbols
+        self.words = self.encode()
+
+    def encode(self) -> np.ndarray:
+        coder = self._coder()
+        coder.encode_reverse(self.symbols, self.model)
+        return coder.get_compressed()
+
+    def decode(self) -> np.ndarray:
+        return self._coder(self.words).decode(self.model, len(self.symbols))
+
+
 def torchac_calls(symbols: np.ndarray, probabilities: np.ndarray) -> dict[str, Callable]:
     """torchac, which builds its coder with a compiler on first use."""
     import torchac
