@@ -36,7 +36,8 @@ class Report(NamedTuple):
     epoch, epochs: which of how many, from 1. samples, of: how many of the epoch's samples are done.
     step: the step size. train_bpd: bits per dimension over the epoch so far, each sample before its
     step; valid_bpd: of the held-out data after the epoch, None before its end or without any.
-    skipped: samples of probability zero, which teach nothing.
+    skipped: training samples of probability zero, which teach nothing; both figures leave such
+    samples out.
     """
 
     epoch: int
@@ -76,8 +77,9 @@ def em_step(
 # ---- whole runs ----
 
 
-def _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, patience):
+def _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, seed, patience):
     checks.check_data(op, x, model.D, model.K, mask)
+    _checks.integer(op, "seed", seed)
     for name, value in (("epochs", epochs), ("batch", batch)):
         _checks.integer(op, name, value)
         if value < 1:
@@ -227,23 +229,26 @@ def fit(
     """See HCLT.fit. Of several processes with the same x, process share[0] of share[1] counts its
     part of every batch, `reduce` adds the counts up, and the first one writes the checkpoint."""
     op = "HCLT.fit"
-    _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, patience)
+    _check_fit(op, model, x, mask, valid, epochs, batch, pseudo_count, steps, seed, patience)
     _checks.boolean(op, "resume", resume)
     if resume and checkpoint is None:
         raise ArgumentError(f"{op}: resume needs the checkpoint to resume from")
     x = x.contiguous()
     settings = {
-        "epochs": epochs,
-        "batch": batch,
-        "pseudo_count": pseudo_count,
-        "steps": list(steps),
-        "seed": seed,
+        "epochs": int(epochs),
+        "batch": int(batch),
+        "pseudo_count": float(pseudo_count),
+        "steps": [float(step) for step in steps],
+        "seed": int(seed),
         "valid": valid if isinstance(valid, float) else valid is not None,
         "data": [*x.shape, zlib.crc32(x.numpy())],
     }
     run = _Run(model, settings)
     if resume:
         run.load(checkpoint)
+    elif checkpoint is not None and share[0] == 0:
+        # A path that cannot be written is noticed now, not after an epoch.
+        run.save(checkpoint)
     if isinstance(valid, float):
         held = max(1, round(valid * len(x)))
         if held >= len(x):

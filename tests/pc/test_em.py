@@ -406,8 +406,32 @@ def test_a_checkpoint_with_pickles_is_refused(tmp_path):
         pc.HCLT.from_data(x, h=2).fit(x, checkpoint=path, resume=True)
 
 
+def test_numpy_numbers_are_numbers(tmp_path):
+    x, _ = mixture(60)
+    model = pc.HCLT.from_data(x, h=2)
+    options = {"epochs": np.int64(1), "batch": np.int64(32), "pseudo_count": np.float32(0.5)}
+    options |= {"steps": (np.float64(0.3), np.float64(0.1)), "checkpoint": tmp_path / "run.npz"}
+    reports = model.fit(x, **options)
+    assert model.fit(x, **options, resume=True) == reports
+
+
+def test_a_run_may_be_resumed_before_its_first_epoch_is_over(tmp_path):
+    x, _ = mixture(100)
+    path = tmp_path / "run.npz"
+    options = {"epochs": 2, "batch": 32, "checkpoint": path}
+    pc.HCLT.from_data(x, h=2).fit(x, **options, callback=lambda report: True)
+    resumed, whole = (pc.HCLT.from_data(x, h=2) for _ in range(2))
+    resumed.fit(x, **options, resume=True)
+    whole.fit(x, epochs=2, batch=32)
+    assert house.same_bits(resumed.B, whole.B)
+
+
 def test_a_missing_checkpoint(tmp_path):
     x, _ = mixture(60)
+    seen = []
+    with pytest.raises(FileNotFoundError):
+        pc.HCLT.from_data(x, h=2).fit(x, checkpoint=tmp_path / "no" / "x", callback=seen.append)
+    assert seen == []
     with pytest.raises(FileNotFoundError):
         pc.HCLT.from_data(x, h=2).fit(x, checkpoint=tmp_path / "none.npz", resume=True)
 
