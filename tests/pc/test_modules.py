@@ -212,7 +212,8 @@ def test_clusters():
         again = pc.HCLT.from_data(x, 6, seed=2, init=init)
         assert house.same_bits(again.B, model.B)
         assert torch.equal(again.parent, model.parent)
-    assert ll["clusters"] > ll["random"] + 1
+    # Nats; the states of parent and child confused would gain 1.3, not 4.9.
+    assert ll["clusters"] > ll["random"] + 3
     with pytest.raises(ValueError, match=r"^HCLT.from_data: init must be one of 'random', 'clust"):
         pc.HCLT.from_data(x, 6, init="zeros")
     with pytest.raises(ShapeError, match=r"^HCLT.from_data: parent is \[3\], expected \[D=10\]"):
