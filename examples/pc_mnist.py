@@ -132,8 +132,7 @@ def draw(folder, circuit, test, levels, report):
         report.line("  no pictures: they need matplotlib, of the extra demo")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    side = round(circuit.D**0.5)
-    generator = torch.Generator().manual_seed(0)
+    side, generator = round(circuit.D**0.5), torch.Generator().manual_seed(0)
 
     def save(name, rows):
         """Rows of images [n, D] as one picture."""
@@ -147,8 +146,10 @@ def draw(folder, circuit, test, levels, report):
     filled = [circuit.conditional_sample(given, mask, generator) for _ in range(3)]
     save("inpainted.png", [given, torch.where(mask, levels // 3, given), *filled])
     figure, axes = pyplot.subplots(figsize=(7, 7))
+    # Pixels that never change hang anywhere.
+    varies = test.amax(0) > test.amin(0)
     for child, above in enumerate(circuit.parent.tolist()):
-        if above >= 0:
+        if above >= 0 and varies[child]:
             ends = torch.tensor([child, above])
             axes.plot(ends % side, ends // side, color="#2f6f9f", linewidth=1.2)
     root = int(circuit.order[0])

@@ -232,6 +232,25 @@ def test_a_flipped_bit_names_its_block(coded):
                 model.decompress(bytes(damaged))
 
 
+def test_blocks_know_their_place(coded):
+    """Two blocks of one size that changed places, and one of another file of the same model."""
+    model, x, data = coded
+    a, b, c, _ = offsets(data)
+    assert b - a != c - b or data[a:b] != data[b:c]
+    same = model.compress(x[:16].repeat(3, 1), block=16, lanes=4)
+    other = model.compress(x[:16].repeat(2, 1), block=16, lanes=4)
+    first, second, third, end = offsets(same)
+    assert second - first == third - second
+    swapped = same[:first] + same[second:third] + same[first:second] + same[third:]
+    with pytest.raises(ChecksumError, match="block 0"):
+        model.decompress(swapped)
+    start = offsets(other)[0]
+    foreign = same[:first] + other[start : start + second - first] + same[second:]
+    with pytest.raises(ChecksumError, match="block 0"):
+        model.decompress(foreign)
+    assert end == len(same) - 32
+
+
 @pytest.mark.parametrize("extra", [b"x", bytes(8)])
 def test_trailing_bytes_are_refused(coded, extra):
     model, _, data = coded
@@ -248,7 +267,7 @@ def test_trailing_bytes_are_refused(coded, extra):
         (7, "<B", 30, FormatError, "30"),
         (8, "<I", 7, FormatError, "D"),
         (16, "<Q", 1 << 50, LimitError, "limit"),
-        (16, "<Q", 41, FormatError, "byte"),
+        (16, "<Q", 41, (FormatError, ChecksumError), "byte"),
         (16, "<Q", 30, (FormatError, ChecksumError), "byte"),
         (24, "<B", 9, FormatError, "dtype"),
     ],
