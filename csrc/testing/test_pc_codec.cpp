@@ -215,16 +215,14 @@ void check_against_plain(const Case& c, unsigned seed) {
     plain.run();
   }
   each_isa([&](const std::string& isa) {
-    for (const int64_t lanes : {1, 3, 64}) {
+    for (const auto& [lanes, count] : {std::pair<int64_t, int>{1, 1}, {3, 2}, {64, 4}}) {
       const Coded coded = encoded(model, x, lanes, c.precision, 1);
       if (coded.low != low || coded.width != width) fail(c, isa + ": intervals differ");
-      for (const int count : {1, 2, 4}) {
-        if (!(encoded(model, x, lanes, c.precision, count) == coded)) {
-          fail(c, isa + ": threads change the code");
-        }
-        if (decoded<Number>(model, coded, c.N, lanes, c.precision, count) != x) {
-          fail(c, isa + ": decoded otherwise");
-        }
+      if (count > 1 && !(encoded(model, x, lanes, c.precision, count) == coded)) {
+        fail(c, isa + ": threads change the code");
+      }
+      if (decoded<Number>(model, coded, c.N, lanes, c.precision, count) != x) {
+        fail(c, isa + ": decoded otherwise");
       }
     }
   });
@@ -302,8 +300,10 @@ TEST(tiles_and_batches_do_not_matter) {
   const std::vector<uint8_t> x = model.data<uint8_t>(1500, 6);
   const Coded all = encoded(model, x, 700, 20, 2);
   each_isa([&](const std::string&) {
-    CHECK(encoded(model, x, 700, 20, 1) == all);
-    CHECK(decoded<uint8_t>(model, all, 1500, 700, 20, 2) == x);
+    for (const int count : {1, 2, 4}) {
+      CHECK(encoded(model, x, 700, 20, count) == all);
+      CHECK(decoded<uint8_t>(model, all, 1500, 700, 20, count) == x);
+    }
   });
   for (const int64_t n : {0, 700, 1499}) {
     const std::vector<uint8_t> one(x.begin() + n * 11, x.begin() + (n + 1) * 11);
@@ -402,7 +402,7 @@ TEST(corrupt_words) {
   const std::vector<uint8_t> x = model.data<uint8_t>(40, 8);
   const Coded good = encoded(model, x, 8, 20, 1);
   int refused = 0;
-  for (int i = 0; i < 600; ++i) {
+  for (int i = 0; i < 200; ++i) {
     Coded bad = good;
     if (random() % 2 == 0) {
       bad.words[random() % bad.words.size()] ^= static_cast<int32_t>(1u << random() % 32);
@@ -418,7 +418,7 @@ TEST(corrupt_words) {
       }
     });
   }
-  CHECK(refused > 600);
+  CHECK(refused > 200);
 }
 
 }  // namespace

@@ -108,6 +108,18 @@ TEST(round_trips) {
   }
 }
 
+TEST(threads_do_not_matter) {
+  // Work enough for several.
+  Stream stream = random_stream(4000, 30, 17, 61, 16, false, 2);
+  stream.encode(threads(1));
+  const std::vector<int32_t> words = stream.words, counts = stream.counts;
+  for (const int count : {2, 4}) {
+    stream.encode(threads(count), 1000);
+    CHECK(stream.words == words && stream.counts == counts);
+    CHECK(stream.decode(threads(count)) == stream.symbols);
+  }
+}
+
 TEST(one_symbol_by_hand) {
   // State 2^32, a symbol [5, 7) of 2^12: 2^31 remainder 0, so 2^31 2^12 + 5 without a word.
   Stream stream{1, 1, 3, 1, 12, false, {0, 5, 7, 4096}, {1}, {5}, {2}, {}, {}};
