@@ -63,6 +63,14 @@ class Lease {
 // Numbers of a node's rows in a tile: they share the second cache with the model's tables.
 constexpr int64_t kTileNumbers = 32768;
 
+// Calls of less work, in multiply-adds, stay on the calling thread: waking others takes longer.
+constexpr int64_t kThreadWork = 4 << 20;
+
+inline Parallel worth(const Parallel& parallel, const Model& model, int64_t N) {
+  const int64_t work = N * model.D * model.h * (model.h + 16);
+  return work < kThreadWork ? Parallel{} : parallel;
+}
+
 template <class Real>
 class Pass {
  public:
@@ -71,16 +79,16 @@ class Pass {
        Workspace<Real>& workspace)
       : model_(model),
         evidence_(evidence),
-        parallel_(parallel),
+        parallel_(worth(parallel, model, evidence.N)),
         keep_(keep),
         space(workspace),
-        plan(make_plan(model, std::max(parallel.threads, 1))),
+        plan(make_plan(model, std::max(parallel_.threads, 1))),
         kernel(kernels<Real>(model.h)),
         width((model.h + kernel.lanes - 1) / kernel.lanes * kernel.lanes) {
     const int64_t most = std::clamp<int64_t>(kTileNumbers / width, 128, 1024);
     tiles = std::max<int64_t>((evidence.N + most - 1) / most, 1);
     tile = (evidence.N + tiles - 1) / tiles;
-    const int64_t threads = std::max(parallel.threads, 1);
+    const int64_t threads = std::max(parallel_.threads, 1);
     while (static_cast<int64_t>(space.scratch.size()) < threads) {
       space.scratch.push_back(std::make_unique<Scratch<Real>>());
     }
@@ -244,7 +252,7 @@ class Pass {
 
   const Model& model_;
   const Evidence& evidence_;
-  const Parallel& parallel_;
+  const Parallel parallel_;
   const bool keep_;
   // [D + 1] of a position: rows, and occurring values, of the nodes before it.
   Ints offsets_, leaf_offsets_;
